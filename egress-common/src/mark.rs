@@ -1,0 +1,1 @@
+//! The packet mark: a function of the VNID alone, as OpenShift SDN computes it.

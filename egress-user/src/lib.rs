@@ -1,0 +1,3 @@
+//! The agent of the egress gateway: decisions in `plan`, hands in `reconcile`.
+pub mod bpf;
+pub mod diff;

@@ -1,0 +1,4 @@
+//! The `egress` command.
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}

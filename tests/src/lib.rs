@@ -1,0 +1,1 @@
+//! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.

@@ -1,0 +1,145 @@
+//! Builds `egress-ebpf` for the BPF target.
+//!
+//! Two roads lead to a `core` for that target: a rustc that ships one (Debian packages such a
+//! compiler), or the nightly toolchain with its `rust-src` component. Without either the object is
+//! left empty: checks and host tests still work, and the agent says what it lacks when it starts.
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// A compiler that can build for the BPF target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Toolchain {
+    /// The rustc at this path has a prebuilt `core` for the BPF target.
+    Prebuilt(PathBuf),
+    /// The rustup toolchain `nightly` has `rust-src`; `core` is built with `-Z build-std`.
+    Nightly,
+}
+
+impl Toolchain {
+    /// The toolchain at hand, the prebuilt `core` first. `None`: nothing here can build for BPF.
+    pub fn find() -> Option<Self> {
+        if !runs(Command::new("bpf-linker").arg("--version")) {
+            return None;
+        }
+        ["rustc", "/usr/bin/rustc"]
+            .map(PathBuf::from)
+            .into_iter()
+            .find(|rustc| has_prebuilt_core(rustc))
+            .map(Self::Prebuilt)
+            .or_else(|| has_nightly_source().then_some(Self::Nightly))
+    }
+
+    /// `cargo VERB` for the BPF target with this toolchain, free of what an outer cargo has set.
+    pub fn cargo(&self, verb: &str) -> Command {
+        let mut command = match self {
+            Self::Prebuilt(rustc) => {
+                let mut command = Command::new("cargo");
+                // aya-ebpf alone needs an unstable feature: asm_experimental_arch.
+                command.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "aya_ebpf");
+                command
+            }
+            Self::Nightly => {
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "cargo"]).env_remove("RUSTC");
+                command
+            }
+        };
+        command.arg(verb);
+        if *self == Self::Nightly {
+            command.args(["-Z", "build-std=core"]);
+        }
+        command
+            .args(["--release", "--target", TARGET])
+            .env_remove("RUSTC_WRAPPER")
+            .env_remove("RUSTC_WORKSPACE_WRAPPER")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env_remove("CARGO_TARGET_DIR")
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .env("RUSTFLAGS", rustflags());
+        command
+    }
+}
+
+fn rustflags() -> String {
+    // v3 of the instruction set: atomic compare-and-swap, 32-bit jumps (kernel 5.12 and later).
+    format!(
+        "-C debuginfo=2 -C target-cpu=v3 -C link-arg=--btf --cfg=bpf_target_arch=\"{}\"",
+        env::consts::ARCH
+    )
+}
+
+fn runs(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+fn has_prebuilt_core(rustc: &Path) -> bool {
+    let Ok(output) =
+        Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).output()
+    else {
+        return false;
+    };
+    let directory = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    output.status.success()
+        && fs::read_dir(directory).is_ok_and(|entries| {
+            entries
+                .flatten()
+                .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore"))
+        })
+}
+
+fn has_nightly_source() -> bool {
+    let Ok(output) =
+        Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output()
+    else {
+        return false;
+    };
+    let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    output.status.success()
+        && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir()
+}
+
+/// Called from a build script: leaves the object at `OUT_DIR/egress.o`, empty when no toolchain
+/// can build it.
+pub fn build_from_build_script() -> Result<()> {
+    let out_dir = PathBuf::from(env::var("OUT_DIR").context("OUT_DIR: not in a build script")?);
+    let manifest_dir = env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR")?;
+    let root = Path::new(&manifest_dir).join("..");
+    for input in ["egress-ebpf", "egress-common", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", root.join(input).display());
+    }
+    println!("cargo::rerun-if-env-changed=PATH");
+    let object = out_dir.join("egress.o");
+    let Some(toolchain) = Toolchain::find() else {
+        println!(
+            "cargo::warning=no BPF toolchain: `egress` is built without its programs; \
+             `cargo xtask setup` installs it"
+        );
+        return fs::write(&object, []).with_context(|| format!("write {}", object.display()));
+    };
+    // OUT_DIR is TARGET/PROFILE/build/PACKAGE-HASH/out: one BPF build serves every profile.
+    let target_dir = out_dir.ancestors().nth(4).context("OUT_DIR has no target directory")?;
+    let built = build(&toolchain, &root, &target_dir.join("ebpf"))?;
+    fs::copy(&built, &object)
+        .with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
+    Ok(())
+}
+
+/// Builds the programs below `target_dir` and returns the object's path.
+pub fn build(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> Result<PathBuf> {
+    let status = toolchain
+        .cargo("build")
+        .args(["--package", "egress-ebpf", "--target-dir"])
+        .arg(target_dir)
+        .current_dir(root)
+        .status()
+        .context("start cargo for the BPF target")?;
+    ensure!(status.success(), "building egress-ebpf for the BPF target failed: {status}");
+    Ok(target_dir.join(TARGET).join("release/egress-ebpf"))
+}
