@@ -1,5 +1,21 @@
-//! What the eBPF programs and the agent share: map types, and the translation engine.
+//! What the eBPF programs and the agent share: the map types (`abi`) and the translation engine
+//! (`nat`), which decides and never writes.
+//!
+//! Everything here is plain safe Rust without allocation; the engine sees packets and tables
+//! through two traits, so that tc, XDP and a host test run the very same code.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod abi;
+pub mod answer;
+pub mod checksum;
+pub mod flow;
+pub mod icmp;
 pub mod mark;
+pub mod nat;
+pub mod port;
+pub mod reason;
+pub mod rewrite;
+pub mod state;
+pub mod tables;
+pub mod wire;

@@ -1,0 +1,265 @@
+//! The types of the maps: what the programs and the agent agree on, byte by byte.
+//!
+//! Addresses and ports are bytes as on the wire; numbers are in host byte order. Times are ticks of
+//! 2^27 ns (0.134 s) of the coarse monotonic clock, 32 bits, compared by wrapping subtraction.
+//! A changed layout raises [`ABI_VERSION`]: maps are pinned below a path that carries it.
+//!
+//! A flow is two entries, one in each table, each 64 bytes: with the 16-byte key and the kernel's
+//! 48-byte header an element fills two cache lines. Each direction writes only its own entry.
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use bytemuck::{Pod, Zeroable};
+
+/// Raised with every change of a layout in this module.
+pub const ABI_VERSION: u32 = 1;
+
+/// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
+pub const TICK_SHIFT: u32 = 27;
+/// Ticks between two writes of `last_seen` and two looks at the neighbour table: about a second.
+pub const BEAT: u32 = 7;
+
+/// Most networks (cluster, service) that [`Config`] holds.
+pub const MAX_NETWORKS: usize = 32;
+
+/// An IPv4 network as numbers: `address & mask == network`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Network {
+    pub address: u32,
+    pub mask: u32,
+}
+
+impl Network {
+    #[inline(always)]
+    pub fn contains(&self, address: [u8; 4]) -> bool {
+        u32::from_be_bytes(address) & self.mask == self.address
+    }
+}
+
+/// How a tenant's packet leaves: see [`Config::data_path`].
+pub mod data_path {
+    /// tc programs translate where the packet arrives and redirect it.
+    pub const TC: u8 = 0;
+    /// The arriving packet is only marked; it is forwarded by the stack and translated on the
+    /// uplink's egress.
+    pub const STACK: u8 = 1;
+}
+
+/// The node's settings: the one element of the `config` map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    /// This node's address: the tunnel's end.
+    pub node: [u8; 4],
+    /// UDP port of VXLAN.
+    pub vxlan_port: [u8; 2],
+    pub masquerade_bit: u8,
+    /// 1: marks as releases before 4.8 make them.
+    pub mark_old: u8,
+    pub data_path: u8,
+    pub pad: [u8; 3],
+    /// Interface of the tunnel device; 0: none.
+    pub tunnel: u32,
+    /// Interface of the gateway device; 0: none.
+    pub gateway: u32,
+    /// Raised when a route, a neighbour or a link changed: cached next hops of an older one lapse.
+    pub next_hop_generation: u32,
+    /// Ticks.
+    pub tcp_established: u32,
+    pub tcp_transitory: u32,
+    pub udp: u32,
+    pub icmp: u32,
+    /// First port to translate to, and how many there are.
+    pub port_from: u32,
+    pub port_count: u32,
+    /// A step coprime with `port_count`: the search visits every port once.
+    pub port_step: u32,
+    /// The first `cluster_networks` of `networks` hold pods; all of them are left untouched.
+    pub cluster_networks: u32,
+    pub network_count: u32,
+    pub networks: [Network; MAX_NETWORKS],
+}
+
+impl Config {
+    fn within(&self, address: [u8; 4], count: u32) -> bool {
+        for (index, network) in (0..).zip(&self.networks) {
+            if index == count {
+                return false;
+            }
+            if network.contains(address) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether `address` is a pod's.
+    #[inline(always)]
+    pub fn is_pod(&self, address: [u8; 4]) -> bool {
+        self.within(address, self.cluster_networks)
+    }
+
+    /// Whether packets to `address` are none of the gateway's business: the cluster and service
+    /// networks, this node itself, multicast and broadcast.
+    #[inline(always)]
+    pub fn is_untouched(&self, address: [u8; 4]) -> bool {
+        address[0] >= 224 || address == self.node || self.within(address, self.network_count)
+    }
+}
+
+/// What [`Slot::action`] says.
+pub mod action {
+    /// The element is not in use.
+    pub const NONE: u8 = 0;
+    pub const SNAT: u8 = 1;
+    /// The tenant asks for an egress IP that it cannot have here and now.
+    pub const DROP: u8 = 2;
+}
+
+/// What a VNID gets on this node. An element of an array that the `policy` map points into.
+///
+/// One egress IP: a second one of the same VNID on the same node is refused by the planner, since
+/// the mark could not tell them apart.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slot {
+    pub vnid: u32,
+    pub egress_ip: [u8; 4],
+    /// Interface towards the outside.
+    pub uplink: u32,
+    pub action: u8,
+    pub pad: [u8; 51],
+}
+
+/// A flow's key in its original direction.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct OriginalKey {
+    pub pod: [u8; 4],
+    pub remote: [u8; 4],
+    pub pod_port: [u8; 2],
+    pub remote_port: [u8; 2],
+    /// `vnid << 8 | protocol`.
+    pub vnid_protocol: u32,
+}
+
+impl OriginalKey {
+    pub fn vnid(&self) -> u32 {
+        self.vnid_protocol >> 8
+    }
+
+    pub fn protocol(&self) -> u8 {
+        self.vnid_protocol as u8
+    }
+}
+
+/// A flow's key in its reply direction. Holding it is holding the egress port.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct ReplyKey {
+    pub remote: [u8; 4],
+    pub egress_ip: [u8; 4],
+    pub remote_port: [u8; 2],
+    pub egress_port: [u8; 2],
+    pub protocol: u32,
+}
+
+/// The link-layer header's addresses towards the next hop, in three words: destination, source.
+pub type MacWords = [u32; 3];
+
+/// The original direction's entry, as the programs share it.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct OriginalFlow {
+    pub egress_ip: [u8; 4],
+    pub egress_port: [u8; 2],
+    pub pad: u16,
+    pub slot: u32,
+    /// The next hop's addresses and the `next_hop_generation` they were found under; 0: unknown.
+    pub macs: [AtomicU32; 3],
+    pub next_hop_generation: AtomicU32,
+    /// Where the pod's packets come from: see [`ReplyFlow::node`].
+    pub node: [u8; 4],
+    /// The same number in both entries of a flow: tells a reused entry from the one meant.
+    pub tag: u32,
+    pub pad2: u32,
+    pub last_seen: AtomicU32,
+    /// Bits of `state`.
+    pub state: AtomicU32,
+    pub packets: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+/// The reply direction's entry, as the programs share it.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ReplyFlow {
+    pub pod: [u8; 4],
+    pub pod_port: [u8; 2],
+    pub pad: u16,
+    pub vnid: u32,
+    pub slot: u32,
+    /// The node whose tunnel the pod is behind; all zero: the pod is behind `ifindex`.
+    pub node: [u8; 4],
+    /// The device the pod's packets arrived on.
+    pub ifindex: u32,
+    /// The inner link-layer addresses of the way back: the pod's, then the gateway's.
+    pub macs: MacWords,
+    pub tag: u32,
+    pub last_seen: AtomicU32,
+    pub state: AtomicU32,
+    pub packets: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+/// What a policy's packets came to, by slot and CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SlotCounters {
+    pub original_packets: u64,
+    pub original_bytes: u64,
+    pub reply_packets: u64,
+    pub reply_bytes: u64,
+    pub flows: u64,
+    pub dropped: u64,
+}
+
+/// The paths that translated packets take, an index into the `paths` map.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// VXLAN taken off the uplink by the program itself.
+    Underlay = 0,
+    /// Behind the tunnel device.
+    Tunnel = 1,
+    /// From the gateway device.
+    Gateway = 2,
+    /// On the uplink's egress, after the stack.
+    Stack = 3,
+    /// Replies sent back through the tunnel device.
+    ReplyTunnel = 4,
+    /// Replies encapsulated by the program itself.
+    ReplyUnderlay = 5,
+    /// Replies handed to the gateway device.
+    ReplyGateway = 6,
+}
+
+impl Path {
+    pub const ALL: [(Self, &'static str); 7] = [
+        (Self::Underlay, "underlay"),
+        (Self::Tunnel, "tunnel"),
+        (Self::Gateway, "gateway"),
+        (Self::Stack, "stack"),
+        (Self::ReplyTunnel, "reply_tunnel"),
+        (Self::ReplyUnderlay, "reply_underlay"),
+        (Self::ReplyGateway, "reply_gateway"),
+    ];
+}
+
+const _: () = {
+    assert!(size_of::<OriginalKey>() == 16);
+    assert!(size_of::<ReplyKey>() == 16);
+    assert!(size_of::<OriginalFlow>() == 64);
+    assert!(size_of::<ReplyFlow>() == 64);
+    assert!(size_of::<Slot>() == 64);
+};

@@ -1,0 +1,102 @@
+//! Which egress ports to try, in which order.
+use crate::{abi::Config, wire::protocol};
+
+/// How many ports a new flow tries before it is refused.
+pub const TRIES: u32 = 24;
+
+/// Walks over the ports a flow may get: its own first, then a full cycle from a random start.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidates {
+    from: u32,
+    count: u32,
+    step: u32,
+    offset: u32,
+}
+
+impl Candidates {
+    /// `random` starts the walk. ICMP identifiers use the whole range.
+    #[inline(always)]
+    pub fn new(config: &Config, of_protocol: u8, random: u32) -> Self {
+        let (from, count, step) = if of_protocol == protocol::ICMP {
+            (0, 1 << 16, 40503)
+        } else {
+            (config.port_from, config.port_count, config.port_step)
+        };
+        // Multiply and shift instead of a division.
+        let offset = ((u64::from(random) * u64::from(count)) >> 32) as u32;
+        Self { from, count, step, offset }
+    }
+
+    /// Whether a flow may keep this port of its own.
+    #[inline(always)]
+    pub fn contains(&self, port: [u8; 2]) -> bool {
+        let port = u32::from(u16::from_be_bytes(port));
+        port >= self.from && port - self.from < self.count
+    }
+
+    /// The next candidate of the walk.
+    #[inline(always)]
+    pub fn advance(&mut self) -> [u8; 2] {
+        self.offset += self.step;
+        if self.offset >= self.count {
+            self.offset -= self.count;
+        }
+        ((self.from + self.offset) as u16).to_be_bytes()
+    }
+}
+
+/// A step below `count` and coprime with it, near the golden section, so that a walk spreads out
+/// and visits every port once. The agent computes it: the programs do not divide.
+pub const fn step(count: u32) -> u32 {
+    let mut step = (count as u64 * 618 / 1000) as u32;
+    while step > 1 && gcd(step, count) != 1 {
+        step -= 1;
+    }
+    // A single port is its own successor.
+    if count <= 1 {
+        0
+    } else if step == 0 {
+        1
+    } else {
+        step
+    }
+}
+
+const fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytemuck::Zeroable;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_walk_visits_every_port_of_the_range_once(
+            from in 0u32..60000, count in 1u32..5000, random: u32,
+        ) {
+            let config = Config {
+                port_from: from, port_count: count, port_step: step(count), ..Config::zeroed()
+            };
+            let mut candidates = Candidates::new(&config, protocol::TCP, random);
+            let seen: BTreeSet<[u8; 2]> = (0..count).map(|_| candidates.advance()).collect();
+            prop_assert_eq!(seen.len(), count as usize);
+            prop_assert!(seen.iter().all(|port| candidates.contains(*port)));
+        }
+    }
+
+    #[test]
+    fn icmp_identifiers_use_the_whole_range() {
+        let candidates = Candidates::new(&Config::zeroed(), protocol::ICMP, 7);
+        assert!(candidates.contains([0, 0]) && candidates.contains([0xff, 0xff]));
+        assert_eq!(gcd(40503, 1 << 16), 1);
+    }
+}

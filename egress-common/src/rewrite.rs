@@ -1,0 +1,145 @@
+//! A rewrite: the bytes of a packet that change, as a value.
+use crate::{
+    checksum::{delta, update},
+    reason::Reason,
+    wire::{Ipv4, Ports, Transport},
+};
+
+/// The bytes that change. Applied with the kernel's checksum helpers on tc, by stores on XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Bytes 8 to 19 of the IPv4 header: TTL, protocol, checksum, source, destination.
+    pub ip: [u8; 12],
+    pub edit: Edit,
+}
+
+/// What changes behind the IPv4 header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edit {
+    Nothing,
+    Ports(PortEdit),
+    Error(ErrorEdit),
+}
+
+/// A port or identifier, and the checksum over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortEdit {
+    /// Of the port; from the outer IPv4 header, as all offsets.
+    pub offset: usize,
+    pub port: [u8; 2],
+    pub checksum_offset: usize,
+    /// What the changed address adds to the checksum; 0 where no pseudo header is summed.
+    pub address_delta: u32,
+    pub port_delta: u32,
+    /// UDP: a checksum of zero means none and stays.
+    pub zero_is_none: bool,
+}
+
+/// The packet inside an ICMP error, and the ICMP checksum over all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorEdit {
+    pub ip_offset: usize,
+    /// As [`Rewrite::ip`], of the inner header.
+    pub ip: [u8; 12],
+    pub port_offset: usize,
+    pub port: [u8; 2],
+    /// Where and what: the inner checksum, if the error quotes that much.
+    pub checksum: Option<(usize, [u8; 2])>,
+    pub icmp_checksum_offset: usize,
+    pub icmp_checksum: [u8; 2],
+}
+
+/// Which end of a packet is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+/// How a hook sends what it translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// The program forwards it and so takes one off the TTL.
+    Program,
+    /// The stack has forwarded it.
+    Stack,
+}
+
+/// Bytes 8 to 19 of an IPv4 header with one address replaced, the TTL taken down by `hop`, and the
+/// checksum to match.
+#[inline(always)]
+pub fn ip_bytes(ip: &Ipv4, side: Side, address: [u8; 4], hop: Hop) -> [u8; 12] {
+    let (old, source, destination) = match side {
+        Side::Source => (ip.source, address, ip.destination),
+        Side::Destination => (ip.destination, ip.source, address),
+    };
+    let ttl = match hop {
+        Hop::Program => ip.ttl.wrapping_sub(1),
+        Hop::Stack => ip.ttl,
+    };
+    let changed = delta(&old, &address) + delta(&[ip.ttl, ip.protocol], &[ttl, ip.protocol]);
+    let checksum = update(ip.checksum, changed);
+    [
+        ttl,
+        ip.protocol,
+        checksum[0],
+        checksum[1],
+        source[0],
+        source[1],
+        source[2],
+        source[3],
+        destination[0],
+        destination[1],
+        destination[2],
+        destination[3],
+    ]
+}
+
+/// The rewrite of a packet that names a flow by its own ports.
+#[inline(always)]
+pub fn rewrite(
+    ip: &Ipv4,
+    transport: Transport,
+    side: Side,
+    (address, port): ([u8; 4], [u8; 2]),
+    hop: Hop,
+) -> Result<Rewrite, Reason> {
+    let at = ip.header_len;
+    let (old_address, port_offset) = match side {
+        Side::Source => (ip.source, at),
+        Side::Destination => (ip.destination, at + 2),
+    };
+    let pick = |ports: Ports| match side {
+        Side::Source => ports.source,
+        Side::Destination => ports.destination,
+    };
+    let address_delta = delta(&old_address, &address);
+    let edit = match transport {
+        Transport::Tcp { ports, .. } => PortEdit {
+            offset: port_offset,
+            port,
+            checksum_offset: at + 16,
+            address_delta,
+            port_delta: delta(&pick(ports), &port),
+            zero_is_none: false,
+        },
+        Transport::Udp { ports } => PortEdit {
+            offset: port_offset,
+            port,
+            checksum_offset: at + 6,
+            address_delta,
+            port_delta: delta(&pick(ports), &port),
+            zero_is_none: true,
+        },
+        Transport::Echo { id, .. } => PortEdit {
+            offset: at + 4,
+            port,
+            checksum_offset: at + 2,
+            address_delta: 0,
+            port_delta: delta(&id, &port),
+            zero_is_none: false,
+        },
+        _ => return Err(Reason::Protocol),
+    };
+    Ok(Rewrite { ip: ip_bytes(ip, side, address, hop), edit: Edit::Ports(edit) })
+}

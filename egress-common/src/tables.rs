@@ -1,0 +1,42 @@
+//! What the engine needs around it: tables, a clock, chance, and the way to a next hop.
+use crate::abi::{Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot};
+
+/// Why an entry was not inserted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is there already: somebody else won.
+    Taken,
+    Full,
+}
+
+/// The tables and the little else that decides about a packet.
+///
+/// References stay valid while one packet is treated. The tables are shared with other CPUs: an
+/// insert that finds its key taken is an answer, not an accident.
+pub trait Tables {
+    fn config(&self) -> Option<&Config>;
+    /// Ticks (see `abi`).
+    fn now(&self) -> u32;
+    fn random(&self) -> u32;
+
+    /// The slot that a VNID's policy is in.
+    fn policy(&self, vnid: u32) -> Option<u32>;
+    fn slot(&self, index: u32) -> Option<&Slot>;
+    /// The slot whose egress IP this is.
+    fn egress_ip(&self, address: [u8; 4]) -> Option<u32>;
+
+    fn original(&self, key: &OriginalKey) -> Option<&OriginalFlow>;
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyFlow>;
+    /// Only if the key is not there yet.
+    fn insert_original(&self, key: &OriginalKey, flow: &OriginalFlow) -> Result<(), InsertError>;
+    /// Only if the key is not there yet: winning here is leasing the egress port.
+    fn insert_reply(&self, key: &ReplyKey, flow: &ReplyFlow) -> Result<(), InsertError>;
+    /// Replaces what the key holds.
+    fn replace_reply(&self, key: &ReplyKey, flow: &ReplyFlow);
+    fn remove_original(&self, key: &OriginalKey);
+    fn remove_reply(&self, key: &ReplyKey);
+
+    /// The link-layer addresses towards `remote` through interface `uplink`; `None`: the sender
+    /// has to ask the stack, which also resolves the neighbour.
+    fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4]) -> Option<MacWords>;
+}
