@@ -6,9 +6,11 @@
 //!
 //! A flow is two entries, one in each table, each 64 bytes: with the 16-byte key and the kernel's
 //! 48-byte header an element fills two cache lines. Each direction writes only its own entry.
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::cell::Cell;
 
 use bytemuck::{Pod, Zeroable};
+
+use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
 pub const ABI_VERSION: u32 = 1;
@@ -167,27 +169,24 @@ pub struct ReplyKey {
 /// The link-layer header's addresses towards the next hop, in three words: destination, source.
 pub type MacWords = [u32; 3];
 
-/// The original direction's entry, as the programs share it.
+/// The original direction's entry, as the programs share it: what changes is a `Cell`, a plain
+/// load and a plain store (the BPF target has no relaxed atomics).
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct OriginalFlow {
     pub egress_ip: [u8; 4],
     pub egress_port: [u8; 2],
     pub pad: u16,
+    pub hop: NextHop,
     pub slot: u32,
-    /// The next hop's addresses and the `next_hop_generation` they were found under; 0: unknown.
-    pub macs: [AtomicU32; 3],
-    pub next_hop_generation: AtomicU32,
     /// Where the pod's packets come from: see [`ReplyFlow::node`].
     pub node: [u8; 4],
     /// The same number in both entries of a flow: tells a reused entry from the one meant.
     pub tag: u32,
     pub pad2: u32,
-    pub last_seen: AtomicU32,
-    /// Bits of `state`.
-    pub state: AtomicU32,
-    pub packets: AtomicU64,
-    pub bytes: AtomicU64,
+    pub life: Life,
+    pub packets: Cell<u64>,
+    pub bytes: Cell<u64>,
 }
 
 /// The reply direction's entry, as the programs share it.
@@ -206,10 +205,79 @@ pub struct ReplyFlow {
     /// The inner link-layer addresses of the way back: the pod's, then the gateway's.
     pub macs: MacWords,
     pub tag: u32,
-    pub last_seen: AtomicU32,
-    pub state: AtomicU32,
-    pub packets: AtomicU64,
-    pub bytes: AtomicU64,
+    pub life: Life,
+    pub packets: Cell<u64>,
+    pub bytes: Cell<u64>,
+}
+
+/// A cached next hop: its link-layer addresses, and the generation they were found under.
+///
+/// Two words that are not written at once: a reader in between gets one frame to a wrong address,
+/// never a packet with a wrong source.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct NextHop([Cell<u64>; 2]);
+
+impl NextHop {
+    /// `generation` 0 is never fresh.
+    #[inline(always)]
+    pub fn new(macs: MacWords, generation: u32) -> Self {
+        let [first, second] = Self::words(macs, generation);
+        Self([first.into(), second.into()])
+    }
+
+    #[inline(always)]
+    fn words(macs: MacWords, generation: u32) -> [u64; 2] {
+        [
+            u64::from(macs[0]) | u64::from(macs[1]) << 32,
+            u64::from(macs[2]) | u64::from(generation) << 32,
+        ]
+    }
+
+    /// The addresses, if they were found under this generation.
+    #[inline(always)]
+    pub fn fresh(&self, generation: u32) -> Option<MacWords> {
+        let second = self.0[1].get();
+        if (second >> 32) as u32 != generation {
+            return None;
+        }
+        let first = self.0[0].get();
+        Some([first as u32, (first >> 32) as u32, second as u32])
+    }
+
+    #[inline(always)]
+    pub fn set(&self, macs: MacWords, generation: u32) {
+        let [first, second] = Self::words(macs, generation);
+        self.0[0].set(first);
+        self.0[1].set(second);
+    }
+}
+
+/// An expired flow that is about to give up its port: the key of the `claims` map. Who enters it
+/// first may remove the flow; the BPF target has no compare-and-swap, a map has.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct Claim {
+    pub key: ReplyKey,
+    /// The flow's own: a later holder of the same key has another.
+    pub tag: u32,
+}
+
+/// A pod whose marked packets go through the stack: the key of the `origins` map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct StackOriginKey {
+    pub pod: [u8; 4],
+    pub vnid: u32,
+}
+
+/// Where such a pod's packets came in: as [`ReplyFlow`] keeps it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct StackOrigin {
+    pub node: [u8; 4],
+    pub ifindex: u32,
+    pub macs: MacWords,
 }
 
 /// What a policy's packets came to, by slot and CPU.

@@ -2,14 +2,17 @@
 //!
 //! The reply's entry is inserted first: winning that insert is leasing the egress port. Nothing
 //! here locks; who loses a race sees it in the answer of an insert.
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::cell::Cell;
 
 use crate::{
-    abi::{BEAT, Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot},
+    abi::{
+        BEAT, Claim, Config, MacWords, NextHop, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey,
+        Slot,
+    },
     nat::{Origin, Way},
     port::{Candidates, TRIES},
     reason::Reason,
-    state::{self, KEPT},
+    state::{self, Life},
     tables::{InsertError, Tables},
     wire::{protocol, tcp},
 };
@@ -51,49 +54,32 @@ pub fn find_or_create<T: Tables>(
         remove_pair(tables, key, flow);
         return create(tables, context, key);
     }
-    if key.protocol() == protocol::TCP {
-        reopen(tables, key, flow, context.flags);
-        remember(&flow.state, context.flags);
+    if context.flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+        reopen(tables, context.now, key, flow);
     }
     count(&flow.packets, &flow.bytes, context.length);
-    let beat = state::age(context.now, flow.last_seen.load(Relaxed)) >= BEAT;
-    if beat {
-        flow.last_seen.store(context.now, Relaxed);
-    }
+    let beat = flow.life.see(context.now, context.flags);
     let macs = next_hop(tables, context, flow, key.remote, beat);
     Ok(Mapping { egress_ip: context.slot.egress_ip, egress_port: flow.egress_port, macs })
 }
 
 #[inline(always)]
-pub fn count(packets: &AtomicU64, bytes: &AtomicU64, by: u64) {
+pub fn count(packets: &Cell<u64>, bytes: &Cell<u64>, by: u64) {
     // Not an atomic addition: one flow's packets come on one CPU, and exactness is in the
     // per-CPU counters.
-    packets.store(packets.load(Relaxed) + 1, Relaxed);
-    bytes.store(bytes.load(Relaxed) + by, Relaxed);
-}
-
-/// Adds a segment's flags to what its direction has carried.
-#[inline(always)]
-pub fn remember(state: &AtomicU32, flags: u8) {
-    let before = state.load(Relaxed);
-    let after = before | u32::from(flags & KEPT);
-    if after != before {
-        state.store(after, Relaxed);
-    }
+    packets.set(packets.get() + 1);
+    bytes.set(bytes.get() + by);
 }
 
 /// A new SYN on a closed flow reopens it (RFC 9293, section 3.6.1): both halves start afresh.
 #[inline(always)]
-fn reopen<T: Tables>(tables: &T, key: &OriginalKey, flow: &OriginalFlow, flags: u8) {
-    if flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
-        return;
-    }
+fn reopen<T: Tables>(tables: &T, now: u32, key: &OriginalKey, flow: &OriginalFlow) {
     let Some(reply) = tables.reply(&reply_key(key, flow)) else { return };
     let closing = u32::from(tcp::FIN | tcp::RST);
-    let carried = flow.state.load(Relaxed) | reply.state.load(Relaxed);
+    let carried = flow.life.now().flags | reply.life.now().flags;
     if reply.tag == flow.tag && carried & closing != 0 {
-        flow.state.store(0, Relaxed);
-        reply.state.store(0, Relaxed);
+        flow.life.restart(now);
+        reply.life.restart(now);
     }
 }
 
@@ -108,22 +94,14 @@ fn next_hop<T: Tables>(
     beat: bool,
 ) -> Option<MacWords> {
     let generation = context.config.next_hop_generation;
-    if !beat && flow.next_hop_generation.load(Relaxed) == generation {
-        return Some([
-            flow.macs[0].load(Relaxed),
-            flow.macs[1].load(Relaxed),
-            flow.macs[2].load(Relaxed),
-        ]);
+    if !beat && let Some(macs) = flow.hop.fresh(generation) {
+        return Some(macs);
     }
     let found = tables.next_hop(context.slot.uplink, flow.egress_ip, remote);
-    let Some(macs) = found else {
-        flow.next_hop_generation.store(0, Relaxed);
-        return None;
-    };
-    flow.macs[0].store(macs[0], Relaxed);
-    flow.macs[1].store(macs[1], Relaxed);
-    flow.macs[2].store(macs[2], Relaxed);
-    flow.next_hop_generation.store(generation, Relaxed);
+    match found {
+        Some(macs) => flow.hop.set(macs, generation),
+        None => flow.hop.set(MacWords::default(), 0),
+    }
     if beat { None } else { found }
 }
 
@@ -159,17 +137,14 @@ pub fn expired<T: Tables>(
     flow: &ReplyFlow,
     now: u32,
 ) -> bool {
-    let reply_age = state::age(now, flow.last_seen.load(Relaxed));
+    let reply = flow.life.now();
+    let reply_age = state::age(now, reply.last_seen);
     let of_protocol = key.protocol as u8;
     match tables.original(&original_key(key, flow)) {
         Some(original) if original.tag == flow.tag => {
-            let age = reply_age.min(state::age(now, original.last_seen.load(Relaxed)));
-            let rest = state::timeout(
-                config,
-                of_protocol,
-                original.state.load(Relaxed),
-                flow.state.load(Relaxed),
-            );
+            let moment = original.life.now();
+            let age = reply_age.min(state::age(now, moment.last_seen));
+            let rest = state::timeout(config, of_protocol, moment.flags, reply.flags);
             age >= rest
         }
         _ => reply_age >= state::shortest(config, of_protocol).min(BEAT),
@@ -208,26 +183,21 @@ fn create<T: Tables>(tables: &T, context: &Context, key: &OriginalKey) -> Result
         ifindex: origin.ifindex,
         macs: origin.macs,
         tag,
-        last_seen: now.into(),
+        life: Life::new(now, 0),
         ..ReplyFlow::default()
     };
     let lease = lease(tables, context, key, &reply)?;
     let found = tables.next_hop(slot.uplink, slot.egress_ip, key.remote);
-    let macs = found.unwrap_or_default();
     let original = OriginalFlow {
         egress_ip: slot.egress_ip,
         egress_port: lease.egress_port,
         slot: context.slot_index,
-        macs: [macs[0].into(), macs[1].into(), macs[2].into()],
-        next_hop_generation: if found.is_some() {
-            context.config.next_hop_generation.into()
-        } else {
-            0.into()
-        },
+        hop: found.map_or_else(NextHop::default, |macs| {
+            NextHop::new(macs, context.config.next_hop_generation)
+        }),
         node: origin.node,
         tag,
-        last_seen: now.into(),
-        state: u32::from(context.flags & KEPT).into(),
+        life: Life::new(now, context.flags),
         packets: 1.into(),
         bytes: context.length.into(),
         ..OriginalFlow::default()
@@ -304,14 +274,12 @@ fn lease_port<T: Tables>(
         other => return other,
     };
     let Some(holder) = taken else { return Err(InsertError::Taken) };
-    let rested = state::age(now, holder.last_seen.load(Relaxed));
-    if rested < state::shortest(config, lease.protocol as u8)
+    let seen = holder.life.now();
+    if state::age(now, seen.last_seen) < state::shortest(config, lease.protocol as u8)
         || !expired(tables, config, lease, holder, now)
+        // Of several that see the same expired holder one wins.
+        || !tables.claim(&Claim { key: *lease, tag: holder.tag })
     {
-        return Err(InsertError::Taken);
-    }
-    // Of several that see the same expired holder one wins: whoever moves its clock.
-    if holder.last_seen.compare_exchange(now.wrapping_sub(rested), now, Relaxed, Relaxed).is_err() {
         return Err(InsertError::Taken);
     }
     remove_reply_pair(tables, lease, holder);

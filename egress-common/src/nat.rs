@@ -3,11 +3,9 @@
 //! `Pass` is what is none of ours; what is ours and cannot be treated is an `Err(Reason)`: it is
 //! dropped and counted. The order of the questions is the contract's (docs/architecture.md).
 //! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::{
-    abi::{BEAT, MacWords, OriginalKey, ReplyKey, action},
-    flow::{Context, count, expired, find_or_create, remember, remove_reply_pair, way_back},
+    abi::{MacWords, OriginalKey, ReplyKey, action},
+    flow::{Context, count, expired, find_or_create, remove_reply_pair, way_back},
     icmp::{original_error, reply_error},
     reason::Reason,
     rewrite::{Hop, Rewrite, Side, rewrite},
@@ -177,7 +175,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
     };
     let Some(flow) = tables.reply(&key) else { return refuse(tables, &ip, transport) };
     let now = tables.now();
-    let rested = state::age(now, flow.last_seen.load(Relaxed));
+    let rested = state::age(now, flow.life.now().last_seen);
     if rested >= state::shortest(config, ip.protocol) && expired(tables, config, &key, flow, now) {
         remove_reply_pair(tables, &key, flow);
         return refuse(tables, &ip, transport);
@@ -193,11 +191,8 @@ pub fn translate_reply<P: Packet, T: Tables>(
             from: key.egress_ip,
         }));
     }
-    remember(&flow.state, flags);
+    flow.life.see(now, flags);
     count(&flow.packets, &flow.bytes, length);
-    if rested >= BEAT {
-        flow.last_seen.store(now, Relaxed);
-    }
     let transport = transport.ok_or(Reason::Malformed)?;
     let pod = (flow.pod, flow.pod_port);
     Ok(Verdict::Translate(Translation {

@@ -2,13 +2,75 @@
 //!
 //! Each direction keeps the TCP flags that it has carried, in its own entry. What both together
 //! mean is asked only when a flow's age is in question.
+use core::cell::Cell;
+
 use crate::{
-    abi::Config,
+    abi::{BEAT, Config},
     wire::{protocol, tcp},
 };
 
 /// The flags a direction remembers; their bits are TCP's own.
 pub const KEPT: u8 = tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST;
+
+/// When a direction last carried a packet and what its segments' flags were, in one word.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Life(Cell<u64>);
+
+/// A moment of a [`Life`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Ticks.
+    pub last_seen: u32,
+    /// Flags carried so far; 0 unless TCP.
+    pub flags: u32,
+}
+
+impl Moment {
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.last_seen) << 32 | u64::from(self.flags)
+    }
+
+    #[inline(always)]
+    fn of(word: u64) -> Self {
+        Self { last_seen: (word >> 32) as u32, flags: word as u32 }
+    }
+}
+
+impl Life {
+    #[inline(always)]
+    pub fn new(last_seen: u32, flags: u8) -> Self {
+        Self(Moment { last_seen, flags: u32::from(flags & KEPT) }.word().into())
+    }
+
+    #[inline(always)]
+    pub fn now(&self) -> Moment {
+        Moment::of(self.0.get())
+    }
+
+    /// A packet with these flags; the word is written only if it changes anything, and the time at
+    /// most once a beat. Whether it was time is the answer.
+    #[inline(always)]
+    pub fn see(&self, now: u32, flags: u8) -> bool {
+        let before = self.now();
+        let beat = age(now, before.last_seen) >= BEAT;
+        let after = Moment {
+            last_seen: if beat { now } else { before.last_seen },
+            flags: before.flags | u32::from(flags & KEPT),
+        };
+        if after != before {
+            self.0.set(after.word());
+        }
+        beat
+    }
+
+    /// Forgets the flags: the flow begins anew.
+    #[inline(always)]
+    pub fn restart(&self, now: u32) {
+        self.0.set(Moment { last_seen: now, flags: 0 }.word());
+    }
+}
 
 /// The ticks that a flow of these states may rest.
 ///

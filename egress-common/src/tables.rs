@@ -1,5 +1,5 @@
 //! What the engine needs around it: tables, a clock, chance, and the way to a next hop.
-use crate::abi::{Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot};
+use crate::abi::{Claim, Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot};
 
 /// Why an entry was not inserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub trait Tables {
     fn insert_original(&self, key: &OriginalKey, flow: &OriginalFlow) -> Result<(), InsertError>;
     /// Only if the key is not there yet: winning here is leasing the egress port.
     fn insert_reply(&self, key: &ReplyKey, flow: &ReplyFlow) -> Result<(), InsertError>;
-    /// Replaces what the key holds.
-    fn replace_reply(&self, key: &ReplyKey, flow: &ReplyFlow);
+    /// Whether the caller is the first to claim this expired flow.
+    fn claim(&self, claim: &Claim) -> bool;
     fn remove_original(&self, key: &OriginalKey);
     fn remove_reply(&self, key: &ReplyKey);
 

@@ -1,14 +1,34 @@
-//! Entry points of the eBPF programs.
+//! Entry points of the eBPF programs. What they do is in `hooks`, how in `tc`, with what in `maps`.
 #![no_std]
 #![no_main]
+
+mod hooks;
+mod maps;
+mod tc;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 
 #[classifier]
-pub fn uplink_ingress(_ctx: TcContext) -> i32 {
-    0
+pub fn tunnel_ingress(context: TcContext) -> i32 {
+    hooks::tunnel_ingress(&context)
 }
 
+#[classifier]
+pub fn gateway_ingress(context: TcContext) -> i32 {
+    hooks::gateway_ingress(&context)
+}
+
+#[classifier]
+pub fn uplink_ingress(context: TcContext) -> i32 {
+    hooks::uplink_ingress(&context)
+}
+
+#[classifier]
+pub fn uplink_egress(context: TcContext) -> i32 {
+    hooks::uplink_egress(&context)
+}
+
+#[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}

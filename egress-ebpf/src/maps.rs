@@ -1,0 +1,266 @@
+//! The maps, and the engine's view of them.
+//!
+//! Every map is pinned by name; the agent sizes the big ones before loading. Entries of
+//! preallocated hash maps are reused at once after a delete: a held pointer stays readable but may
+//! have become another flow, which is why the engine compares what it reads with the slot.
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup},
+    helpers::generated as kernel,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use core::ffi::c_void;
+use egress_common::{
+    abi::{
+        Claim, Config, MacWords, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey, Slot,
+        SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
+    },
+    reason::{REASON_COUNT, Reason},
+    tables::{InsertError, Tables},
+};
+
+/// A value that every CPU may change at any time: plain loads and stores, as the kernel's maps are.
+#[repr(transparent)]
+struct Shared<T>(T);
+
+// SAFETY: what changes in a value is in cells of one machine word, read and written at once.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    #[inline(always)]
+    fn from_ref(value: &T) -> &Self {
+        // SAFETY: transparent: the same layout.
+        unsafe { &*core::ptr::from_ref(value).cast() }
+    }
+}
+
+/// Sizes here are the smallest that are of use; the agent sets the real ones.
+const FLOWS: u32 = 65536;
+const SLOTS: u32 = 16384;
+
+#[map(name = "config")]
+static CONFIG: Array<Config> = Array::pinned(1, 0);
+#[map(name = "nodes")]
+static NODES: HashMap<[u8; 4], u32> = HashMap::pinned(16384, 0);
+/// Pod address to VNID, for pods whose packets arrive without a mark.
+#[map(name = "pods")]
+static PODS: HashMap<[u8; 4], u32> = HashMap::pinned(16384, 0);
+#[map(name = "policy")]
+static POLICY: HashMap<u32, u32> = HashMap::pinned(SLOTS, 0);
+#[map(name = "slots")]
+static SLOT: Array<Slot> = Array::pinned(SLOTS, 0);
+#[map(name = "egress_ips")]
+static EGRESS_IPS: HashMap<[u8; 4], u32> = HashMap::pinned(SLOTS, 0);
+#[map(name = "flows_original")]
+static FLOWS_ORIGINAL: HashMap<OriginalKey, Shared<OriginalFlow>> = HashMap::pinned(FLOWS, 0);
+#[map(name = "flows_reply")]
+static FLOWS_REPLY: HashMap<ReplyKey, Shared<ReplyFlow>> = HashMap::pinned(FLOWS, 0);
+/// Where marked packets came from, for flows that begin behind the stack.
+#[map(name = "origins")]
+static ORIGINS: LruHashMap<StackOriginKey, StackOrigin> = LruHashMap::pinned(65536, 0);
+/// Expired flows whose removal has begun.
+#[map(name = "claims")]
+static CLAIMS: LruHashMap<Claim, u32> = LruHashMap::pinned(4096, 0);
+#[map(name = "reasons")]
+static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(REASON_COUNT, 0);
+#[map(name = "paths")]
+static PATHS: PerCpuArray<u64> = PerCpuArray::pinned(Path::ALL.len() as u32, 0);
+#[map(name = "slot_counters")]
+static SLOT_COUNTERS: PerCpuArray<SlotCounters> = PerCpuArray::pinned(SLOTS, 0);
+/// Answers left in this tick, and the tick.
+#[map(name = "answers")]
+static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::pinned(1, 0);
+
+/// Answers to refused packets a tick and CPU: some 750 a second.
+const ANSWERS_PER_TICK: u32 = 100;
+
+/// The kernel's tables, as seen from one packet.
+#[derive(Clone, Copy)]
+pub struct Maps {
+    /// The program's context: the FIB is asked on its behalf.
+    pub context: *mut c_void,
+}
+
+const AF_INET: u8 = 2;
+const EEXIST: i32 = -17;
+
+#[inline(always)]
+fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(EEXIST) => Err(InsertError::Taken),
+        Err(_) => Err(InsertError::Full),
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        (unsafe { kernel::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { kernel::bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn policy(&self, vnid: u32) -> Option<u32> {
+        // SAFETY: the value is one word, read at once.
+        unsafe { POLICY.get(vnid) }.copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        SLOT.get(index)
+    }
+
+    #[inline(always)]
+    fn egress_ip(&self, address: [u8; 4]) -> Option<u32> {
+        // SAFETY: the value is one word, read at once.
+        unsafe { EGRESS_IPS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn original(&self, key: &OriginalKey) -> Option<&OriginalFlow> {
+        // SAFETY: shared fields are single words; reuse is the engine's to notice (module header).
+        unsafe { FLOWS_ORIGINAL.get(key) }.map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyFlow> {
+        // SAFETY: as above.
+        unsafe { FLOWS_REPLY.get(key) }.map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn insert_original(&self, key: &OriginalKey, flow: &OriginalFlow) -> Result<(), InsertError> {
+        inserted(FLOWS_ORIGINAL.insert(key, Shared::from_ref(flow), u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn insert_reply(&self, key: &ReplyKey, flow: &ReplyFlow) -> Result<(), InsertError> {
+        inserted(FLOWS_REPLY.insert(key, Shared::from_ref(flow), u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn claim(&self, claim: &Claim) -> bool {
+        CLAIMS.insert(claim, 0, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_original(&self, key: &OriginalKey) {
+        // Gone already is as good.
+        let _ = FLOWS_ORIGINAL.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_reply(&self, key: &ReplyKey) {
+        // Gone already is as good.
+        let _ = FLOWS_REPLY.remove(key);
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4]) -> Option<MacWords> {
+        // SAFETY: all-zero is a valid value of this plain struct.
+        let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        lookup.family = AF_INET;
+        lookup.ifindex = uplink;
+        // tot_len stays 0: no MTU check here, and none at all for GSO packets.
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(remote);
+        // SAFETY: the context is the program's own, the struct is on the stack with its size.
+        let result = unsafe {
+            kernel::bpf_fib_lookup(
+                self.context,
+                &raw mut lookup,
+                size_of::<bpf_fib_lookup>() as i32,
+                BPF_FIB_LOOKUP_OUTPUT,
+            )
+        };
+        if result != 0 || lookup.ifindex != uplink {
+            return None;
+        }
+        Some(mac_words(lookup.dmac, lookup.smac))
+    }
+}
+
+/// Destination and source as they stand in a link-layer header.
+#[inline(always)]
+pub fn mac_words(destination: [u8; 6], source: [u8; 6]) -> MacWords {
+    let (d, s) = (destination, source);
+    [
+        u32::from_ne_bytes([d[0], d[1], d[2], d[3]]),
+        u32::from_ne_bytes([d[4], d[5], s[0], s[1]]),
+        u32::from_ne_bytes([s[2], s[3], s[4], s[5]]),
+    ]
+}
+
+#[inline(always)]
+pub fn is_node(address: [u8; 4]) -> bool {
+    NODES.get_ptr(address).is_some()
+}
+
+#[inline(always)]
+pub fn vnid_of_pod(address: [u8; 4]) -> Option<u32> {
+    // SAFETY: the value is one word, read at once.
+    unsafe { PODS.get(address) }.copied()
+}
+
+#[inline(always)]
+pub fn remember_origin(key: &StackOriginKey, origin: &StackOrigin) {
+    // Full does not happen in an LRU map; a lost note costs a way back through the stack.
+    let _ = ORIGINS.insert(key, origin, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+pub fn stack_origin(key: &StackOriginKey) -> Option<StackOrigin> {
+    // SAFETY: a torn read can only mix two notes about the same pod.
+    unsafe { ORIGINS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub fn count_reason(reason: Reason) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own element.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+pub fn count_path(path: Path) {
+    if let Some(counter) = PATHS.get_ptr_mut(path as u32) {
+        // SAFETY: this CPU's own element.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// This CPU's counters of a slot.
+#[inline(always)]
+pub fn slot_counters(slot: u32) -> Option<&'static mut SlotCounters> {
+    // SAFETY: this CPU's own element, and no other reference to it lives meanwhile.
+    SLOT_COUNTERS.get_ptr_mut(slot).map(|counters| unsafe { &mut *counters })
+}
+
+/// Whether one more answer may be sent: takes one from this CPU's share of the tick.
+#[inline(always)]
+pub fn may_answer(now: u32) -> bool {
+    let Some(share) = ANSWERS.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own element.
+    let share = unsafe { &mut *share };
+    if share[1] != now {
+        *share = [ANSWERS_PER_TICK, now];
+    }
+    if share[0] == 0 {
+        return false;
+    }
+    share[0] -= 1;
+    true
+}

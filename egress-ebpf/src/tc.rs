@@ -1,0 +1,265 @@
+//! The tc side: packets as sk_buffs, rewrites with the kernel's checksum helpers, redirects.
+//!
+//! A helper that changes the packet invalidates every packet pointer: bounds are checked anew
+//! where bytes are touched. Checksums go through the helpers because a packet may be
+//! CHECKSUM_PARTIAL (the field holds the pseudo header's sum) or CHECKSUM_COMPLETE.
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key,
+    },
+    helpers::generated as kernel,
+    programs::TcContext,
+};
+use egress_common::{
+    abi::{Config, MacWords},
+    checksum::fold,
+    mark::Layout,
+    reason::Reason,
+    rewrite::{Edit, ErrorEdit, PortEdit, Rewrite},
+    wire::Packet,
+};
+
+use crate::maps::mac_words;
+
+/// Bytes of a link-layer header.
+pub const ETH_LEN: usize = 14;
+/// `ETH_P_IP`, as on the wire.
+const ETH_P_IP: [u8; 2] = [0x08, 0x00];
+/// No packet field the engine reads begins further in than this (two IPv4 headers with options,
+/// an ICMP header and a TCP checksum).
+const MAX_OFFSET: usize = 192;
+
+/// What a program returns: see `include/uapi/linux/pkt_cls.h`.
+pub mod act {
+    /// Go on: the next program decides.
+    pub const PASS: i32 = -1;
+    pub const DROP: i32 = 2;
+}
+
+/// A packet on tc; offsets are from its IPv4 header.
+#[derive(Clone, Copy)]
+pub struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.bytes(ETH_LEN.checked_add(offset)?)
+    }
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(context: &TcContext) -> Self {
+        Self { skb: context.skb.skb }
+    }
+
+    #[inline(always)]
+    pub fn context(&self) -> *mut core::ffi::c_void {
+        self.skb.cast()
+    }
+
+    /// `N` bytes at `offset` from the link-layer header.
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.pointer::<N>(offset)?;
+        // SAFETY: `pointer` checked the bounds; the array has alignment 1.
+        Some(unsafe { *at })
+    }
+
+    #[inline(always)]
+    fn pointer<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        // SAFETY: fields of the program's own context.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let at = data + offset;
+        if at + N > end {
+            return None;
+        }
+        Some(at as *mut [u8; N])
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
+        let at = self.pointer::<N>(offset).ok_or(Reason::Unwritable)?;
+        // SAFETY: `pointer` checked the bounds; the kernel unclones before direct writes.
+        unsafe { *at = bytes };
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub fn length(&self) -> u64 {
+        // SAFETY: a field of the program's own context.
+        u64::from(unsafe { (*self.skb).len })
+    }
+
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: a field of the program's own context.
+        unsafe { (*self.skb).mark }
+    }
+
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        // SAFETY: a writable field of the program's own context.
+        unsafe { (*self.skb).mark = mark };
+    }
+
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: a field of the program's own context.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    /// Brings the headers into the linear part; what cannot be is seen by the reads that fail.
+    #[inline(always)]
+    pub fn pull(&self) {
+        if self.pointer::<{ ETH_LEN + 60 }>(0).is_none() {
+            let length = (self.length() as u32).min(MAX_OFFSET as u32);
+            // SAFETY: the program's own context.
+            unsafe { kernel::bpf_skb_pull_data(self.skb, length) };
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_ipv4(&self) -> bool {
+        self.bytes::<2>(12) == Some(ETH_P_IP)
+    }
+
+    /// The link-layer addresses of a way back: source and destination change places.
+    #[inline(always)]
+    pub fn macs_back(&self) -> Option<MacWords> {
+        let header: [u8; 12] = self.bytes(0)?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = header;
+        Some(mac_words([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5]))
+    }
+
+    #[inline(always)]
+    pub fn set_macs(&self, macs: MacWords) -> Result<(), Reason> {
+        let [a, b, c] = macs.map(u32::to_ne_bytes);
+        self.write(0, [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3]])
+    }
+
+    /// Makes the packet what the rewrite says.
+    #[inline(always)]
+    pub fn apply(&self, rewrite: &Rewrite) -> Result<(), Reason> {
+        match &rewrite.edit {
+            Edit::Nothing => {}
+            Edit::Ports(edit) => self.apply_ports(edit)?,
+            Edit::Error(edit) => self.apply_error(edit)?,
+        }
+        self.write(ETH_LEN + 8, rewrite.ip)
+    }
+
+    #[inline(always)]
+    fn apply_ports(&self, edit: &PortEdit) -> Result<(), Reason> {
+        let offset = (ETH_LEN + edit.checksum_offset) as u32;
+        let zero = if edit.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        if edit.address_delta != 0 {
+            self.add_to_checksum(offset, edit.address_delta, zero | u64::from(BPF_F_PSEUDO_HDR))?;
+        }
+        // A preserved port changes nothing: its delta is a zero of the one's complement.
+        if fold(edit.port_delta) != 0xffff {
+            self.add_to_checksum(offset, edit.port_delta, zero)?;
+        }
+        self.write(ETH_LEN + edit.offset, edit.port)
+    }
+
+    #[inline(always)]
+    fn add_to_checksum(&self, offset: u32, delta: u32, flags: u64) -> Result<(), Reason> {
+        // The helper takes a sum over words in memory's byte order.
+        let sum = u64::from(fold(delta).to_be());
+        // SAFETY: the program's own context; size 0 makes `to` a difference.
+        let result = unsafe { kernel::bpf_l4_csum_replace(self.skb, offset, 0, sum, flags) };
+        if result == 0 { Ok(()) } else { Err(Reason::Unwritable) }
+    }
+
+    /// ICMP has no pseudo header and is never CHECKSUM_PARTIAL: plain stores do.
+    #[inline(always)]
+    fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
+        self.write(ETH_LEN + edit.ip_offset + 8, edit.ip)?;
+        self.write(ETH_LEN + edit.port_offset, edit.port)?;
+        if let Some((offset, checksum)) = edit.checksum {
+            self.write(ETH_LEN + offset, checksum)?;
+        }
+        self.write(ETH_LEN + edit.icmp_checksum_offset, edit.icmp_checksum)
+    }
+
+    /// Replaces everything behind the link-layer header.
+    #[inline(always)]
+    pub fn replace<const N: usize>(&self, packet: [u8; N]) -> Result<(), Reason> {
+        // SAFETY: the program's own context.
+        let resized = unsafe { kernel::bpf_skb_change_tail(self.skb, (ETH_LEN + N) as u32, 0) };
+        if resized != 0 {
+            return Err(Reason::Unwritable);
+        }
+        self.write(ETH_LEN, packet)
+    }
+
+    /// Out of `ifindex`, as the packet is.
+    #[inline(always)]
+    pub fn redirect(&self, ifindex: u32) -> i32 {
+        // SAFETY: a helper with numbers for arguments.
+        unsafe { kernel::bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Out of `ifindex` to the next hop that the stack finds; it resolves the neighbour too.
+    #[inline(always)]
+    pub fn redirect_to_neighbour(&self, ifindex: u32) -> i32 {
+        // SAFETY: no parameters means: look the route up.
+        unsafe { kernel::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+    }
+
+    /// The VNID and the node of a packet that came through the tunnel device.
+    #[inline(always)]
+    pub fn tunnel_source(&self) -> Option<(u32, [u8; 4])> {
+        /// VNI and remote address: the shortest form of the key that the kernel accepts.
+        const SHORT: u32 = 8;
+        // SAFETY: all-zero is a valid value of this plain struct.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        // SAFETY: the program's own context; the struct is bigger than the size given.
+        let result = unsafe { kernel::bpf_skb_get_tunnel_key(self.skb, &raw mut key, SHORT, 0) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the kernel wrote an IPv4 address there, in host byte order.
+        let node = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+        Some((key.tunnel_id, node.to_be_bytes()))
+    }
+
+    /// Asks the tunnel device to encapsulate the packet for `node` as `vnid`.
+    #[inline(always)]
+    pub fn set_tunnel(&self, vnid: u32, node: [u8; 4]) -> Result<(), Reason> {
+        // SAFETY: all-zero is a valid value of this plain struct.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        key.tunnel_id = vnid;
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(node);
+        key.tunnel_ttl = 64;
+        // SAFETY: the program's own context, the struct with its size.
+        let result = unsafe {
+            kernel::bpf_skb_set_tunnel_key(
+                self.skb,
+                &raw mut key,
+                size_of::<bpf_tunnel_key>() as u32,
+                u64::from(BPF_F_ZERO_CSUM_TX),
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(Reason::Unwritable) }
+    }
+
+    /// Takes a packet for another host's MAC as this host's: `PACKET_HOST`.
+    #[inline(always)]
+    pub fn make_ours(&self) {
+        // SAFETY: the program's own context. Failing, the stack drops the packet: closed.
+        unsafe { kernel::bpf_skb_change_type(self.skb, 0) };
+    }
+}
+
+/// The rule by which marks are made on this node.
+#[inline(always)]
+pub fn layout(config: &Config) -> Layout {
+    if config.mark_old == 1 { Layout::Old } else { Layout::New }
+}
