@@ -52,6 +52,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (code, held) = transcribe(command, &mut sum)?;
     }
     println!("xtask: {sum}, {} s", start.elapsed().as_secs());
+    if let Some(filter) = &arguments.filter
+        && code == 0
+        && sum.run() == 0
+    {
+        println!("xtask: no test has `{filter}` in its name");
+        code = 1;
+    }
     let forgotten = leftovers::since(&before);
     if !forgotten.is_empty() {
         println!("xtask: the tests left namespaces behind: {}", forgotten.join(" "));

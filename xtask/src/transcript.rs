@@ -27,6 +27,11 @@ impl fmt::Display for Sum {
 }
 
 impl Sum {
+    /// How many tests ran.
+    pub fn run(&self) -> u64 {
+        self.passed + self.failed
+    }
+
     /// Takes `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …` into the sum.
     fn add(&mut self, line: &str) {
         let mut words = line.split([' ', ';']).filter(|word| !word.is_empty()).peekable();
