@@ -37,6 +37,9 @@ pub fn run() -> Result<()> {
         apt(privilege, &["update"])?;
         plan = plan::plan(&facts::gather(&distribution, true));
     }
+    for sentence in &plan.by_hand {
+        say(&format!("this is for you: {sentence}"));
+    }
     for step in &plan.steps {
         perform(step)?;
     }
