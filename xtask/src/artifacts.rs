@@ -30,10 +30,12 @@ pub fn build(package: &str, selection: &[&str]) -> Result<Artifacts> {
 }
 
 fn read(package: &str, messages: &str) -> Artifacts {
-    let directory = format!("/{package}#");
+    // The identifier names the package only where its directory has another name.
+    let spellings = [format!("/{package}#"), format!("#{package}@")];
     let mut artifacts = Artifacts::default();
     for message in messages.lines() {
-        if !field(message, "package_id").is_some_and(|id| id.contains(&directory)) {
+        let id = field(message, "package_id").unwrap_or_default();
+        if !spellings.iter().any(|spelling| id.contains(spelling)) {
             continue;
         }
         artifacts.executables.extend(field(message, "executable").map(PathBuf::from));
@@ -76,5 +78,12 @@ mod tests {
                 out_dir: Some("/t/a b/out".into()),
             }
         );
+    }
+
+    #[test]
+    fn a_package_in_a_directory_of_another_name_is_found() {
+        let message = r#"{"package_id":"path+file:///p/tests#egress-tests@0.1.0","executable":"/t/release/demo"}"#;
+        let artifacts = read("egress-tests", message);
+        assert_eq!(artifacts.executables, [PathBuf::from("/t/release/demo")]);
     }
 }
