@@ -13,6 +13,9 @@ use anyhow::{Context, Result, ensure};
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// ELF header, `e_machine`: the Linux BPF virtual machine.
+const EM_BPF: [u8; 2] = 247u16.to_le_bytes();
+
 /// A compiler that can build for the BPF target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Toolchain {
@@ -25,9 +28,11 @@ pub enum Toolchain {
 impl Toolchain {
     /// The toolchain at hand, the prebuilt `core` first. `None`: nothing here can build for BPF.
     pub fn find() -> Option<Self> {
-        if !runs(Command::new("bpf-linker").arg("--version")) {
-            return None;
-        }
+        has_linker().then(Self::with_core).flatten()
+    }
+
+    /// As [`Toolchain::find`], whether or not `bpf-linker` is there.
+    pub fn with_core() -> Option<Self> {
         ["rustc", "/usr/bin/rustc"]
             .map(PathBuf::from)
             .into_iter()
@@ -65,6 +70,16 @@ impl Toolchain {
             .env("RUSTFLAGS", rustflags());
         command
     }
+
+    /// The clippy of this compiler. `None`: it has none.
+    pub fn clippy_driver(&self) -> Option<PathBuf> {
+        let mut command = match self {
+            Self::Prebuilt(rustc) => Command::new(rustc),
+            Self::Nightly => nightly_rustc(),
+        };
+        let driver = sysroot(&mut command)?.join("bin/clippy-driver");
+        driver.is_file().then_some(driver)
+    }
 }
 
 fn rustflags() -> String {
@@ -75,8 +90,22 @@ fn rustflags() -> String {
     )
 }
 
-fn runs(command: &mut Command) -> bool {
-    command.output().is_ok_and(|output| output.status.success())
+fn has_linker() -> bool {
+    let output = Command::new("bpf-linker").arg("--version").output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn nightly_rustc() -> Command {
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "rustc"]);
+    command
+}
+
+/// The directory that the compiler `rustc` lives in.
+fn sysroot(rustc: &mut Command) -> Option<PathBuf> {
+    let output = rustc.args(["--print", "sysroot"]).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| PathBuf::from(path.trim()))
 }
 
 fn has_prebuilt_core(rustc: &Path) -> bool {
@@ -95,14 +124,8 @@ fn has_prebuilt_core(rustc: &Path) -> bool {
 }
 
 fn has_nightly_source() -> bool {
-    let Ok(output) =
-        Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output()
-    else {
-        return false;
-    };
-    let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    output.status.success()
-        && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir()
+    sysroot(&mut nightly_rustc())
+        .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
 /// Called from a build script: leaves the object at `OUT_DIR/egress.o`, empty when no toolchain
@@ -121,6 +144,7 @@ pub fn build_from_build_script() -> Result<()> {
             "cargo::warning=no BPF toolchain: `egress` is built without its programs; \
              `cargo xtask setup` installs it"
         );
+        println!("cargo::rerun-if-changed={}", what_setup_changes().display());
         return fs::write(&object, []).with_context(|| format!("write {}", object.display()));
     };
     // OUT_DIR is TARGET/PROFILE/build/PACKAGE-HASH/out: one BPF build serves every profile.
@@ -128,6 +152,36 @@ pub fn build_from_build_script() -> Result<()> {
     let built = build(&toolchain, &root, &target_dir.join("ebpf"))?;
     fs::copy(&built, &object)
         .with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
+    Ok(())
+}
+
+/// Setup's last step is the linker, which goes where cargo installs binaries; a linker without a
+/// compiler is looked at again in every build (cargo takes a missing file for a changed one).
+fn what_setup_changes() -> PathBuf {
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    match cargo_home {
+        Some(home) if !has_linker() => home.join("bin"),
+        _ => PathBuf::from("no-bpf-toolchain"),
+    }
+}
+
+/// Whether the object at `path` is a BPF object. An error names what it is instead and the cure.
+pub fn check_object(path: &Path) -> Result<()> {
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    check_object_bytes(&bytes).with_context(|| format!("the eBPF object {}", path.display()))
+}
+
+fn check_object_bytes(bytes: &[u8]) -> Result<()> {
+    ensure!(
+        !bytes.is_empty(),
+        "is empty, because no BPF toolchain was found: run `cargo xtask setup`, then build again"
+    );
+    ensure!(
+        bytes.starts_with(b"\x7fELF") && bytes.get(18..20) == Some(&EM_BPF),
+        "is not an ELF file for BPF: remove the target directory and build again"
+    );
     Ok(())
 }
 
@@ -142,4 +196,32 @@ pub fn build(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> Result<Pa
         .context("start cargo for the BPF target")?;
     ensure!(status.success(), "building egress-ebpf for the BPF target failed: {status}");
     Ok(target_dir.join(TARGET).join("release/egress-ebpf"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn elf(machine: u8) -> Vec<u8> {
+        let mut bytes = b"\x7fELF".to_vec();
+        bytes.resize(64, 0);
+        bytes[18] = machine;
+        bytes
+    }
+
+    #[test]
+    fn an_empty_object_is_refused_with_the_cure() {
+        let error = check_object_bytes(&[]).unwrap_err().to_string();
+        assert!(error.contains("cargo xtask setup"), "{error}");
+    }
+
+    #[test]
+    fn only_an_elf_file_for_bpf_is_an_object() {
+        assert!(check_object_bytes(&elf(247)).is_ok());
+        assert!(check_object_bytes(&elf(62)).is_err(), "x86-64");
+        assert!(check_object_bytes(&elf(247)[..18]).is_err(), "cut before the machine");
+        assert!(
+            check_object_bytes(b"not an object, but longer than the header's 20 bytes").is_err()
+        );
+    }
 }
