@@ -1,3 +1,10 @@
 //! The agent of the egress gateway: decisions in `plan`, hands in `reconcile`.
 pub mod bpf;
+pub mod cidr;
+pub mod cli;
+pub mod condition;
+pub mod config;
 pub mod diff;
+pub mod model;
+pub mod plan;
+pub mod source;

@@ -1,4 +1,6 @@
 //! The `egress` command.
-fn main() -> anyhow::Result<()> {
-    Ok(())
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    egress_user::cli::main()
 }

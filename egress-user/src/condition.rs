@@ -1,0 +1,66 @@
+//! What is not as someone asked for, said of an object.
+use serde::Serialize;
+
+/// Why. The order is that of the names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Reason {
+    /// Another machine on the network answers for the egress IP.
+    Conflict,
+    /// The object was given twice.
+    Duplicate,
+    /// Namespaces with different VNIDs ask for the egress IP.
+    DuplicateNamespace,
+    /// Several nodes list the egress IP.
+    DuplicateNode,
+    /// The object, or a value in it, is malformed.
+    Invalid,
+    /// The egress IP is a node's own address.
+    IsNodeIP,
+    /// The egress IP is outside its node's subnet.
+    NotInSubnet,
+    /// The egress IP's node is offline.
+    Offline,
+    /// One node lists several egress IPs of one VNID.
+    SameNodeTwice,
+    /// No node lists the egress IP.
+    Unhosted,
+}
+
+/// One object, one reason, one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Condition {
+    /// `Kind/name`.
+    pub object: String,
+    pub reason: Reason,
+    /// What is the matter, and the cure.
+    pub message: String,
+}
+
+impl Condition {
+    pub fn new(object: impl Into<String>, reason: Reason, message: impl Into<String>) -> Self {
+        Self { object: object.into(), reason, message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason::*;
+
+    #[test]
+    fn reasons_sort_as_their_names() {
+        let sorted = [
+            Conflict,
+            Duplicate,
+            DuplicateNamespace,
+            DuplicateNode,
+            Invalid,
+            IsNodeIP,
+            NotInSubnet,
+            Offline,
+            SameNodeTwice,
+            Unhosted,
+        ];
+        assert!(sorted.is_sorted());
+        assert!(sorted.map(|reason| format!("{reason:?}")).is_sorted());
+    }
+}

@@ -1,0 +1,2 @@
+//! Where objects come from.
+pub mod files;
