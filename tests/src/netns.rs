@@ -6,6 +6,7 @@ use std::{
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,6 +39,12 @@ impl Netns {
         run(Command::new("ip").args(["netns", "exec", &self.name]).args(command.split_whitespace()))
     }
 
+    /// Waits until the kernel has settled that frames can leave through this link.
+    pub fn wait_up(&self, link: &str) -> Result<()> {
+        let show = format!("ip link show dev {link}");
+        wait_until(&format!("{link} is up"), || Ok(self.exec(&show)?.contains("state UP")))
+    }
+
     /// Runs `work` in a thread inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let path = PathBuf::from("/run/netns").join(&self.name);
@@ -65,6 +72,17 @@ impl Netns {
             runtime.block_on(work())
         })?
     }
+}
+
+/// Asks again and again until the answer is yes. Error: not within ten seconds, or the question
+/// could not be asked.
+pub fn wait_until(what: &str, mut ask: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !ask().with_context(|| format!("wait until {what}"))? {
+        ensure!(Instant::now() < deadline, "waited ten seconds in vain until {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 impl Drop for Netns {

@@ -29,6 +29,9 @@ fn node(uplink: &str) -> Result<Netns> {
     netns.exec(&format!("ip link set dev {uplink} up"))?;
     netns.exec(&format!("ip addr add 10.0.0.2/24 dev {uplink}"))?;
     netns.exec("ip route add default via 10.0.0.1")?;
+    // Later notifications of the link would fall into the tests.
+    netns.wait_up(uplink)?;
+    netns.wait_up("far")?;
     Ok(netns)
 }
 

@@ -79,3 +79,22 @@ fn bound(link: &Link) -> io::Result<UnixDatagram> {
     while socket.read(&mut [0; 64]).is_ok() {}
     UnixDatagram::from_std(StdDatagram::from(OwnedFd::from(socket)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_without_ethernet_address_is_refused_by_name() {
+        let tun = Link {
+            index: 7,
+            name: "tun7".into(),
+            mac: None,
+            mtu: 1500,
+            kind: Some("tun".into()),
+            up: true,
+        };
+        let error = ArpSocket::open(&tun).err().unwrap();
+        assert!(error.to_string().starts_with("tun7 has no Ethernet address"));
+    }
+}
