@@ -10,10 +10,10 @@ use egress_tests::netns::Netns;
 use egress_user::{
     identity::{NodeSettings, Unidentified, identify},
     netlink::{
-        Link, Netlink,
+        Added, Address, Link, Netlink,
         subscription::{Changes, Subscription},
     },
-    reconcile::addresses::{EgressAddress, Outcome, label_of, reconcile},
+    reconcile::addresses::{EgressAddress, Outcome, label_of, missing, reconcile},
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -226,6 +226,43 @@ fn another_prefix_length_replaces_the_address_in_one_run() -> Result<()> {
     let replaced = apply(&netns, "ens18", std::slice::from_ref(&wider), &[])?;
     assert_eq!(replaced, done(&[(FIRST, "Added")], &[]));
     assert_eq!(on_link(&netns, "ens18")?, ["10.0.0.11/16 ens18:eip", "10.0.0.2/24 ens18"]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_address_added_or_deleted_twice_is_told_and_no_error() -> Result<()> {
+    let netns = node("ens18")?;
+    netns.block_on(|| async {
+        let netlink = Netlink::open()?;
+        let link = netlink.link_by_name("ens18").await?.context("ens18 is missing")?;
+        for expected in [Added::New, Added::Existed] {
+            let added = netlink.add_address(link.index, FIRST, 24, Some("ens18:eip")).await?;
+            assert_eq!(added, expected);
+        }
+        let addresses = netlink.addresses(link.index).await?;
+        let ours = addresses.iter().find(|address| address.ip == FIRST).context("was added")?;
+        assert_eq!((ours.prefix_len, ours.label.as_str(), ours.secondary), (24, "ens18:eip", true));
+        let of_somebody_else = Address { label: "ens18:vip".into(), ..ours.clone() };
+        for (address, expected) in [(&of_somebody_else, false), (ours, true), (ours, false)] {
+            assert_eq!(netlink.delete_address(link.index, address).await?, expected);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_the_uplink_does_not_carry_is_to_be_probed() -> Result<()> {
+    let netns = node("ens18")?;
+    netns.exec("ip addr add 10.0.0.11/32 dev ens18")?;
+    let to_probe = netns.block_on(|| async {
+        let netlink = Netlink::open()?;
+        let link = netlink.link_by_name("ens18").await?.context("ens18 is missing")?;
+        let desired = [egress(FIRST, "ens18"), egress(SECOND, "ens18")].into();
+        missing(&netlink, &link, &desired).await
+    })?;
+    assert_eq!(to_probe, BTreeSet::from([SECOND]));
     Ok(())
 }
 

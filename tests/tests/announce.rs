@@ -149,6 +149,7 @@ fn somebody_who_announces_an_address_of_ours_is_noticed_on_our_link_alone() -> R
     lan.host.exec("ip addr add 10.0.0.11/24 dev eth0")?;
     let (ip, mac) = lan.on_node(async |socket| {
         elsewhere.exec("arping -q -U -c 1 -w 1 -I eth0 10.0.0.11")?;
+        lan.host.exec("arping -q -A -c 1 -w 1 -I eth0 10.0.0.202")?;
         lan.host.exec("arping -q -A -c 1 -w 1 -I eth0 10.0.0.11")?;
         // Its own announcement is none of somebody else.
         announce(&socket, FIRST).await?;

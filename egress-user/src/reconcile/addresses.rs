@@ -51,10 +51,23 @@ pub fn label_of(link: &str) -> String {
     format!("{link}:eip")
 }
 
+/// The desired egress IPs that `uplink` does not carry: what is to be probed for a conflict before
+/// [`reconcile`] claims it.
+pub async fn missing(
+    netlink: &Netlink,
+    uplink: &Link,
+    desired: &BTreeSet<EgressAddress>,
+) -> Result<BTreeSet<Ipv4Addr>> {
+    let observed = netlink.addresses(uplink.index).await?;
+    let is_there = |ip| observed.iter().any(|address| address.ip == ip);
+    Ok(desired.iter().map(|address| address.ip).filter(|ip| !is_there(*ip)).collect())
+}
+
 /// Puts exactly `desired` on `uplink`, as far as it is ours to do.
 ///
 /// `owned` is the caller's record of our addresses without a label; it is brought up to date and
-/// belongs where it does not outlive the kernel's addresses (/run). One failing address does not
+/// belongs where it does not outlive the kernel's addresses (/run). An agent killed before it saved
+/// the record takes such an address for somebody else's, and leaves it. One failing address does not
 /// stop the others. Error: the kernel could not be asked, and nothing is known.
 pub async fn reconcile(
     netlink: &Netlink,
