@@ -1,4 +1,5 @@
 //! The agent of the egress gateway: decisions in `plan`, hands in `reconcile`.
+pub mod arp;
 pub mod bpf;
 pub mod cidr;
 pub mod cli;
@@ -8,3 +9,6 @@ pub mod diff;
 pub mod model;
 pub mod plan;
 pub mod source;
+pub mod identity;
+pub mod netlink;
+pub mod reconcile;
