@@ -114,10 +114,23 @@ impl Instance {
         self.tool("ovs-appctl", |tool| tool.arg("-t").arg(control).args(arguments))
     }
 
-    /// CPU time that the switch has used, user and system together.
+    /// Waits until packets really meet the flows of now: the datapath's cache follows a change of
+    /// the tables only after a while, half a second at most.
     ///
     /// # Errors
     /// The switch does not run.
+    pub fn wait_for_datapath(&self) -> Result<()> {
+        // The first may be the end of a round that began before the change.
+        for _ in 0..2 {
+            self.appctl(&["revalidator/wait"])?;
+        }
+        Ok(())
+    }
+
+    /// The process of the switch.
+    ///
+    /// # Errors
+    /// It does not run.
     pub fn switch_pid(&self) -> Result<u32> {
         self.switch.as_ref().map(Child::id).context("ovs-vswitchd is not running")
     }
