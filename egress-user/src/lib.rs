@@ -11,4 +11,5 @@ pub mod plan;
 pub mod source;
 pub mod identity;
 pub mod netlink;
+pub mod ovs;
 pub mod reconcile;

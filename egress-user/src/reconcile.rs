@@ -1,0 +1,2 @@
+//! The hands: each module observes, compares with what is desired, and applies the difference.
+pub mod flows;

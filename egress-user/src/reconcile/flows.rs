@@ -1,0 +1,289 @@
+//! Keeps our flows and groups on the bridge, and nobody else's.
+//!
+//! Observe (two dumps), diff (pure), apply (one atomic bundle). Must not decide which flows there
+//! should be.
+//!
+//! Ownership: a flow is ours if it carries [`COOKIE`]. Groups have no cookie: a group is ours if
+//! only our flows refer to it. A group that nobody refers to carries no traffic; it is taken over
+//! if its number is wanted (that is how our own are found again after `del-flows`, which leaves
+//! groups behind), and else left alone.
+//!
+//! Surprising: OpenFlow's `add` replaces a flow of the same table, priority and match whatever its
+//! cookie. So a wanted flow that meets such a foreign one is not sent, but returned as a
+//! [`Conflict`]; every other conflict is resolved to the closed side.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::diff;
+use crate::ovs::Ovs;
+use crate::ovs::text::{Flow, Group, Held};
+
+/// Marks our flows: "egress01" in ASCII. Never change it, or old flows become foreign.
+pub const COOKIE: u64 = u64::from_be_bytes(*b"egress01");
+
+/// What the bridge should hold of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    flows: BTreeSet<Flow>,
+    groups: BTreeMap<u32, Group>,
+}
+
+/// What the bridge holds, ours and foreign.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    flows: Vec<Held>,
+    groups: BTreeMap<u32, Group>,
+}
+
+/// A wanted flow that a foreign owner's flow or group stands in the way of, which is not touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The VNID of the wanted flow, if it names one.
+    pub vnid: Option<u32>,
+    pub kind: ConflictKind,
+    /// Our flow, as the planner writes it.
+    pub wanted: String,
+    /// The foreign flow, or the foreign user of the group that ours needs.
+    pub foreign: String,
+}
+
+/// How a wanted flow is in conflict, and what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConflictKind {
+    /// A foreign flow has its table, priority and match: ours is not there.
+    SameMatch,
+    /// A foreign flow of its priority may catch the same packets: ours is there, and the switch
+    /// may choose either. Leaving it out would open the way for all other packets of the VNID.
+    Overlap,
+    /// Others use the group that it needs: ours is there as a drop.
+    Group,
+}
+
+/// What turns the observed state into the desired one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    pub add_groups: Vec<Group>,
+    /// Groups that exist with other buckets or of another type.
+    pub modify_groups: Vec<Group>,
+    /// New flows, and flows whose actions change.
+    pub add_flows: Vec<Flow>,
+    pub remove_flows: Vec<Flow>,
+    pub remove_groups: Vec<u32>,
+}
+
+/// What one reconciliation does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub change: Change,
+    pub conflicts: Vec<Conflict>,
+    /// How many flows of ours the bridge holds after the change: what [`crate::ovs::watch::Watch`] expects.
+    pub held: u32,
+}
+
+impl Desired {
+    /// Reads the plan's lines.
+    ///
+    /// # Errors
+    /// A line that is no flow or group, two flows with one match, or a group that is missing.
+    pub fn parse(flows: &[String], groups: &[String]) -> Result<Self> {
+        let flows: BTreeSet<_> =
+            flows.iter().map(|line| Flow::parse(line)).collect::<Result<_>>()?;
+        let groups: BTreeMap<_, _> = groups
+            .iter()
+            .map(|line| Group::parse(line).map(|group| (group.id, group)))
+            .collect::<Result<_>>()?;
+        let mut matches = BTreeSet::new();
+        for flow in &flows {
+            ensure!(matches.insert(&flow.on), "two planned flows have the match {}", flow.on);
+            for id in flow.groups() {
+                ensure!(groups.contains_key(&id), "the planned flow {flow} has no group {id}");
+            }
+        }
+        Ok(Self { flows, groups })
+    }
+}
+
+impl Observed {
+    /// From the two dumps.
+    pub fn new(flows: Vec<Held>, groups: Vec<Group>) -> Self {
+        Self { flows, groups: groups.into_iter().map(|group| (group.id, group)).collect() }
+    }
+
+    fn ours(&self) -> BTreeSet<Flow> {
+        self.flows
+            .iter()
+            .filter(|held| held.cookie == COOKIE)
+            .map(|held| held.flow.clone())
+            .collect()
+    }
+
+    fn foreign(&self) -> impl Iterator<Item = &Flow> {
+        self.flows.iter().filter(|held| held.cookie != COOKIE).map(|held| &held.flow)
+    }
+
+    /// Who of the others sends packets to each group.
+    fn foreign_users(&self) -> BTreeMap<u32, String> {
+        let flows = self.foreign().flat_map(|flow| flow.groups().map(|id| (id, flow.to_string())));
+        let chained =
+            self.groups.values().flat_map(|group| group.groups().map(|id| (id, group.to_string())));
+        flows.chain(chained).collect()
+    }
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        let Self { add_groups, modify_groups, add_flows, remove_flows, remove_groups } = self;
+        add_groups.is_empty()
+            && modify_groups.is_empty()
+            && add_flows.is_empty()
+            && remove_flows.is_empty()
+            && remove_groups.is_empty()
+    }
+
+    /// The lines of one bundle.
+    ///
+    /// The order is safe even without atomicity: a group exists before the flow that uses it, what
+    /// replaces a flow comes before the flow goes, and a group is modified, never deleted and added
+    /// again, because deleting a group deletes all flows that use it.
+    pub fn bundle(&self) -> String {
+        let Self { add_groups, modify_groups, add_flows, remove_flows, remove_groups } = self;
+        let mut lines = String::new();
+        let mut line = |words: std::fmt::Arguments| {
+            writeln!(lines, "{words}").expect("a string takes everything");
+        };
+        add_groups.iter().for_each(|group| line(format_args!("group add {group}")));
+        modify_groups.iter().for_each(|group| line(format_args!("group modify {group}")));
+        add_flows.iter().for_each(|flow| line(format_args!("flow add cookie={COOKIE:#x},{flow}")));
+        remove_flows.iter().for_each(|flow| {
+            line(format_args!("flow delete_strict cookie={COOKIE:#x}/-1,{}", flow.on));
+        });
+        remove_groups.iter().for_each(|id| line(format_args!("group delete group_id={id}")));
+        lines
+    }
+}
+
+/// Looks at the bridge.
+///
+/// # Errors
+/// The bridge does not answer.
+pub async fn observe(ovs: &Ovs) -> Result<Observed> {
+    Ok(Observed::new(ovs.flows().await?, ovs.groups().await?))
+}
+
+/// What is to do, and what cannot be done.
+pub fn difference(desired: &Desired, observed: &Observed) -> Outcome {
+    let users = observed.foreign_users();
+    let conflicts: Vec<_> = desired
+        .flows
+        .iter()
+        .filter_map(|flow| conflict_of(flow, observed, &users).map(|conflict| (flow, conflict)))
+        .collect();
+    let mut possible = desired.flows.clone();
+    for (flow, conflict) in &conflicts {
+        match conflict.kind {
+            ConflictKind::SameMatch => drop(possible.remove(*flow)),
+            ConflictKind::Overlap => {}
+            ConflictKind::Group => {
+                possible.remove(*flow);
+                possible.insert(Flow { on: flow.on.clone(), actions: Vec::new() });
+            }
+        }
+    }
+    let ours = observed.ours();
+    let flows = diff::diff(&possible, &ours);
+    let mut change = group_changes(desired, observed, &possible, &ours, &users);
+    let kept: BTreeSet<_> = possible.iter().map(|flow| &flow.on).collect();
+    change.remove_flows =
+        flows.remove.into_iter().filter(|flow| !kept.contains(&flow.on)).collect();
+    change.add_flows = flows.add;
+    let held = u32::try_from(possible.len()).unwrap_or(u32::MAX);
+    Outcome {
+        change,
+        conflicts: conflicts.into_iter().map(|(_, conflict)| conflict).collect(),
+        held,
+    }
+}
+
+/// Sends the change as one bundle; nothing is sent when it is empty.
+///
+/// # Errors
+/// The bridge does not answer or refuses; then nothing was changed.
+pub async fn apply(ovs: &Ovs, change: &Change) -> Result<()> {
+    if change.is_empty() {
+        return Ok(());
+    }
+    ovs.commit(&change.bundle()).await
+}
+
+/// Observes, compares, applies.
+///
+/// # Errors
+/// As [`observe`] and [`apply`]; a conflict is none.
+pub async fn reconcile(ovs: &Ovs, desired: &Desired) -> Result<Outcome> {
+    let observed = observe(ovs).await.context("look at the flows of the bridge")?;
+    let outcome = difference(desired, &observed);
+    apply(ovs, &outcome.change).await.context("change our flows on the bridge")?;
+    Ok(outcome)
+}
+
+/// Removes all that is ours.
+///
+/// # Errors
+/// As [`reconcile`].
+pub async fn cleanup(ovs: &Ovs) -> Result<Change> {
+    reconcile(ovs, &Desired::default()).await.map(|outcome| outcome.change)
+}
+
+/// The worst conflict of one flow: the one that changes most of what becomes of it.
+fn conflict_of(
+    flow: &Flow,
+    observed: &Observed,
+    users: &BTreeMap<u32, String>,
+) -> Option<Conflict> {
+    let conflict = |kind, foreign: String| Conflict {
+        vnid: flow.on.vnid(),
+        kind,
+        wanted: flow.to_string(),
+        foreign,
+    };
+    if let Some(same) = observed.foreign().find(|foreign| foreign.on == flow.on) {
+        return Some(conflict(ConflictKind::SameMatch, same.to_string()));
+    }
+    if let Some(user) = flow.groups().find_map(|id| users.get(&id)) {
+        return Some(conflict(ConflictKind::Group, user.clone()));
+    }
+    let overlap = observed.foreign().find(|foreign| foreign.on.overlaps(&flow.on))?;
+    Some(conflict(ConflictKind::Overlap, overlap.to_string()))
+}
+
+/// Groups of the flows that are possible, and those that only our flows used and none needs.
+fn group_changes(
+    desired: &Desired,
+    observed: &Observed,
+    possible: &BTreeSet<Flow>,
+    ours: &BTreeSet<Flow>,
+    users: &BTreeMap<u32, String>,
+) -> Change {
+    let needed: BTreeSet<u32> = possible.iter().flat_map(Flow::groups).collect();
+    let used: BTreeSet<u32> = ours.iter().flat_map(Flow::groups).collect();
+    let mut change = Change::default();
+    for group in needed.iter().filter_map(|id| desired.groups.get(id)) {
+        match observed.groups.get(&group.id) {
+            None => change.add_groups.push(group.clone()),
+            Some(found) if found != group => change.modify_groups.push(group.clone()),
+            Some(_) => {}
+        }
+    }
+    change.remove_groups = used
+        .difference(&needed)
+        .filter(|id| observed.groups.contains_key(id) && !users.contains_key(id))
+        .copied()
+        .collect();
+    change
+}
+
+#[cfg(test)]
+#[path = "flows_tests.rs"]
+mod tests;
