@@ -1,1 +1,4 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
+
+pub mod netns;
+pub mod rig;

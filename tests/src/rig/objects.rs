@@ -1,0 +1,1 @@
+//! The agent's configuration and the cluster's objects that fit the rig.
