@@ -1,4 +1,6 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
 
+pub mod gateway;
 pub mod netns;
 pub mod rig;
+pub mod traffic;

@@ -120,23 +120,15 @@ impl Netns {
         Ok(Mounts { file })
     }
 
-    /// Starts a process inside the namespace, and inside the mounts if given.
-    ///
-    /// The child's working directory is `/`: entering mounts moves it there.
-    pub fn spawn(&self, mounts: Option<&Mounts>, command: &mut Command) -> Result<Child> {
-        self.run(|| {
-            if let Some(mounts) = mounts {
-                mounts.enter()?;
-            }
-            command
-                .spawn()
-                .with_context(|| format!("start {}", command.get_program().to_string_lossy()))
-        })?
+    /// Runs a closure inside the namespace and the mounts, where the working directory is `/`.
+    pub fn run_in<T: Send>(&self, mounts: &Mounts, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.run(|| mounts.enter().map(|()| work()))?
     }
 
-    /// The processes that are inside now.
-    pub fn processes(&self) -> Result<Vec<Pid>> {
-        processes(&self.name)
+    /// Starts a process inside the namespace and the mounts.
+    pub fn spawn(&self, mounts: &Mounts, command: &mut Command) -> Result<Child> {
+        self.run_in(mounts, || command.spawn())?
+            .with_context(|| format!("start {}", command.get_program().to_string_lossy()))
     }
 }
 
@@ -161,13 +153,6 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// The mounts a running process is in.
-    pub fn of(pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/ns/mnt");
-        let file = File::open(&path).with_context(|| format!("open {path}"))?;
-        Ok(Self { file })
-    }
-
     /// Moves the calling thread into the mounts, for good.
     fn enter(&self) -> Result<()> {
         // A thread that shares its working directory with others may not change its mounts.

@@ -96,7 +96,8 @@ impl Rig {
         for pod in &self.pods {
             let netns = self.netns(&pod.name);
             if pod.node == self.source.name {
-                nodes::source_pod(pod, netns, &self.source, source, &self.pods)?;
+                let pair = [&self.source, &self.egress];
+                nodes::source_pod(pod, netns, pair, source, &self.pods)?;
             } else {
                 nodes::egress_pod(pod, netns, &self.egress, egress)?;
             }

@@ -10,7 +10,7 @@
 //! that is after tc, where Open vSwitch takes its packets too. What the node or a local pod sends to
 //! a remote pod is routed into the tunnel, a route for each pod.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, path::Path, process::Command};
 
 use anyhow::Result;
 
@@ -32,6 +32,10 @@ pub fn connect(node: &Node, netns: &Netns, switch: &Netns, router: &str) -> Resu
         netns.sysctl(&format!("ipv4/{key}"), value)?;
     }
     netns.sysctl("ipv4/conf/default/rp_filter", "0")?;
+    // Where the kernel has br_netfilter, it would masquerade what only crosses a bridge.
+    if Path::new("/proc/sys/net/bridge").exists() {
+        netns.sysctl("bridge/bridge-nf-call-iptables", "0")?;
+    }
     netns.ip(&format!(
         "link add {UPLINK} address {mac} type veth peer name {name} netns {switch_name}\n\
          addr add {ip}/24 dev {UPLINK}\n\
@@ -118,6 +122,8 @@ pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result
         )?;
     }
     netns.ip(&batch)?;
+    let entry = format!("fdb add {gateway_mac} dev {GATEWAY_PORT} master static");
+    netns.output(Command::new("bridge").args(entry.split(' ')))?;
     netns.nft(&format!(
         "table netdev flows {{\n\
            chain tunnel {{\n\
@@ -130,14 +136,19 @@ pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result
 }
 
 /// Connects a pod to the source node.
-pub fn source_pod(pod: &Pod, netns: &Netns, node: &Node, on: &Netns, all: &[Pod]) -> Result<()> {
+pub fn source_pod(
+    pod: &Pod,
+    netns: &Netns,
+    [node, egress]: [&Node; 2],
+    on: &Netns,
+    all: &[Pod],
+) -> Result<()> {
     connect_pod(pod, netns, node, on, &source_bridge(pod))?;
-    // Open vSwitch answers for the gateway and for pods of other nodes; here nobody would.
-    let mut batch = format!(
-        "neigh add {} lladdr {} dev eth0 nud permanent\n\
-         route add {CLUSTER_NETWORK} dev eth0\n",
-        node.gateway, node.gateway_mac
-    );
+    // Open vSwitch answers for the gateways and for pods of other nodes; here nobody would.
+    let mut batch = format!("route add {CLUSTER_NETWORK} dev eth0\n");
+    for Node { gateway, gateway_mac, .. } in [node, egress] {
+        writeln!(batch, "neigh add {gateway} lladdr {gateway_mac} dev eth0 nud permanent")?;
+    }
     for peer in all.iter().filter(|peer| peer.vnid == pod.vnid && peer.node != pod.node) {
         writeln!(batch, "neigh add {} lladdr {} dev eth0 nud permanent", peer.ip, peer.mac())?;
     }
