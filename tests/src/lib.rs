@@ -1,3 +1,8 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
 pub mod netns;
 pub mod ovs;
+
+pub mod gateway;
+pub mod netns;
+pub mod rig;
+pub mod traffic;

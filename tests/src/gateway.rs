@@ -1,0 +1,185 @@
+//! The agent on an egress node: started, killed, stopped, asked.
+//!
+//! All it leaves behind, pins included, is in mounts of its own that end with this value, unless the
+//! agent is left running: then they end with the agent. Its files are below `/run` in those mounts.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Seek as _},
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::netns::{Mounts, Netns, wait_until};
+
+const CONFIG: &str = "/run/agent.yaml";
+const OBJECTS: &str = "/run/objects.yaml";
+const NOTIFY: &str = "/run/notify";
+const LOG: &str = "/run/agent.log";
+
+/// The agent's place on a node, and the agent when it runs.
+#[derive(Debug)]
+pub struct Gateway<'a> {
+    netns: &'a Netns,
+    binary: PathBuf,
+    mounts: Mounts,
+    notify: UnixDatagram,
+    log: File,
+    agent: Option<Child>,
+}
+
+impl<'a> Gateway<'a> {
+    /// Prepares the place: nothing runs yet. `config` and `objects` are the texts of the files.
+    pub fn new(netns: &'a Netns, config: &str, objects: &str) -> Result<Self> {
+        let binary = binary()?;
+        let mounts = netns.private_mounts()?;
+        let (notify, log) = netns.run_in(&mounts, || -> Result<_> {
+            fs::write(CONFIG, config).with_context(|| format!("write {CONFIG}"))?;
+            fs::write(OBJECTS, objects).with_context(|| format!("write {OBJECTS}"))?;
+            let notify = UnixDatagram::bind(NOTIFY).with_context(|| format!("bind {NOTIFY}"))?;
+            let log = File::options().create(true).append(true).read(true).open(LOG);
+            Ok((notify, log.with_context(|| format!("open {LOG}"))?))
+        })??;
+        notify.set_nonblocking(true)?;
+        Ok(Self { netns, binary, mounts, notify, log, agent: None })
+    }
+
+    /// Starts `egress run` and waits until it says that it is ready.
+    pub fn start(&mut self, deadline: Duration) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        self.heard_ready();
+        let mut command = Command::new(&self.binary);
+        command
+            .args(["run", "--config", CONFIG, "-f", OBJECTS])
+            .env("NOTIFY_SOCKET", NOTIFY)
+            .stdin(Stdio::null())
+            .stdout(self.log.try_clone()?)
+            .stderr(self.log.try_clone()?);
+        self.agent = Some(self.netns.spawn(&self.mounts, &mut command)?);
+        let mut ended = None;
+        let mut ready = false;
+        wait_until(deadline, || {
+            ended = self.agent.as_mut().and_then(|agent| agent.try_wait().ok().flatten());
+            ready = self.heard_ready();
+            ready || ended.is_some()
+        });
+        if ready {
+            return Ok(());
+        }
+        let log = self.log();
+        if let Some(status) = ended {
+            self.agent = None;
+            bail!("the agent ended before it was ready ({status}); its log:\n{log}");
+        }
+        bail!("the agent is not ready after {deadline:?}; its log:\n{log}")
+    }
+
+    /// Whether the agent has sent `READY=1` since the last call.
+    fn heard_ready(&self) -> bool {
+        let mut ready = false;
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.notify.recv(&mut buffer) {
+            ready |= buffer[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
+        }
+        ready
+    }
+
+    /// Replaces the objects, as a whole, under a running agent.
+    pub fn write_objects(&self, objects: &str) -> Result<()> {
+        self.netns
+            .run_in(&self.mounts, || {
+                let new = format!("{OBJECTS}.new");
+                fs::write(&new, objects).and_then(|()| fs::rename(&new, OBJECTS))
+            })?
+            .with_context(|| format!("replace {OBJECTS}"))
+    }
+
+    /// `kill -9`: the agent has no chance to leave anything in order.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        agent.kill().context("kill the agent")?;
+        agent.wait().context("wait for the killed agent")?;
+        Ok(())
+    }
+
+    /// SIGTERM, and how the agent ended. Past the deadline it is killed, which is an error.
+    pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        kill(Pid::from_raw(agent.id().cast_signed()), Signal::SIGTERM)
+            .context("send SIGTERM to the agent")?;
+        let mut status = None;
+        wait_until(deadline, || {
+            status = agent.try_wait().ok().flatten();
+            status.is_some()
+        });
+        let Some(status) = status else {
+            agent.kill().context("kill the agent")?;
+            agent.wait().context("wait for the killed agent")?;
+            bail!("the agent still ran {deadline:?} after SIGTERM; its log:\n{}", self.log());
+        };
+        Ok(status)
+    }
+
+    /// Runs another verb of `egress` where the agent is, and returns what it printed and said.
+    pub fn egress(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.netns.spawn(&self.mounts, &mut command)?;
+        child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
+    }
+
+    /// Runs a closure where the agent is: in its network and mount namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns.run_in(&self.mounts, work)
+    }
+
+    /// All that agents have written so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        let read = self.log.try_clone().and_then(|mut log| {
+            log.rewind()?;
+            log.read_to_string(&mut text)
+        });
+        read.map_or_else(|error| format!("({LOG} cannot be read: {error})"), |_| text)
+    }
+
+    /// Leaves the agent running after this value is dropped. Returns its process id.
+    pub fn keep(&mut self) -> Option<u32> {
+        self.agent.take().map(|agent| agent.id())
+    }
+}
+
+impl Drop for Gateway<'_> {
+    fn drop(&mut self) {
+        if self.agent.is_some()
+            && let Err(error) = self.kill()
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// The `egress` to test: `EGRESS_BIN`, else the release build next to this program's own.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("EGRESS_BIN") {
+        return fs::canonicalize(&path)
+            .with_context(|| format!("find EGRESS_BIN {}", path.display()));
+    }
+    let own = std::env::current_exe().context("find this program")?;
+    own.ancestors()
+        .skip(1)
+        .map(|folder| folder.join("release/egress"))
+        .find(|path| path.exists())
+        .with_context(|| {
+            format!("no release/egress above {}: run `cargo xtask build`", own.display())
+        })
+}

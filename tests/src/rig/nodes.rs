@@ -1,0 +1,216 @@
+//! How the nodes carry their pods' packets, with the kernel's own means in place of Open vSwitch.
+//!
+//! The source node has a bridge and a VXLAN device for each VNID. No device of such a bridge has
+//! the gateway's MAC, so what a pod sends to its gateway is flooded into the tunnel: the egress node
+//! gets it with the MAC of the source node's `tun0`, as from OpenShift's flow `tun_dst, output:1`.
+//! Only the tenant without policy has the gateway on its bridge, and leaves by its own node.
+//!
+//! The egress node has one `external` VXLAN device, in a bridge with the local pods and a veth end of
+//! `tun0`. nftables rules on the ingress of bridge ports stand for the flows that set a MAC or a mark:
+//! that is after tc, where Open vSwitch takes its packets too. What the node or a local pod sends to
+//! a remote pod is routed into the tunnel, a route for each pod.
+
+use std::{collections::BTreeSet, fmt::Write as _, path::Path, process::Command};
+
+use anyhow::Result;
+
+use super::topology::{
+    CLUSTER_NETWORK, GATEWAY, Node, POD_MTU, Pod, SERVICE_NETWORK, TUNNEL, UPLINK, VXLAN_PORT,
+};
+use crate::netns::Netns;
+
+/// The bridge of the egress node, where Open vSwitch has br0.
+const BRIDGE: &str = "pods";
+/// The bridge's end of [`GATEWAY`].
+const GATEWAY_PORT: &str = "tun0-port";
+
+/// Connects a node to the switch, with its address and the normal way out.
+pub fn connect(node: &Node, netns: &Netns, switch: &Netns, router: &str) -> Result<()> {
+    let Node { name, ip, mac, .. } = node;
+    let switch_name = switch.name();
+    for (key, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0")] {
+        netns.sysctl(&format!("ipv4/{key}"), value)?;
+    }
+    netns.sysctl("ipv4/conf/default/rp_filter", "0")?;
+    // Where the kernel has br_netfilter, it would masquerade what only crosses a bridge.
+    if Path::new("/proc/sys/net/bridge").exists() {
+        netns.sysctl("bridge/bridge-nf-call-iptables", "0")?;
+    }
+    netns.ip(&format!(
+        "link add {UPLINK} address {mac} type veth peer name {name} netns {switch_name}\n\
+         addr add {ip}/24 dev {UPLINK}\n\
+         link set {UPLINK} up\n\
+         route add default via {router} dev {UPLINK}\n"
+    ))?;
+    switch.ip(&format!("link set {name} master switch up\n"))?;
+    // OPENSHIFT-MASQUERADE-2: what a pod sends to the outside leaves with the node's address.
+    netns.nft(&format!(
+        "table ip nat {{\n\
+           chain egress-ips {{}}\n\
+           chain postrouting {{\n\
+             type nat hook postrouting priority srcnat\n\
+             ip saddr {CLUSTER_NETWORK} ip daddr != {CLUSTER_NETWORK} jump egress-ips\n\
+             ip saddr {CLUSTER_NETWORK} ip daddr != {CLUSTER_NETWORK} masquerade\n\
+           }}\n\
+         }}\n"
+    ))
+}
+
+/// The tenants of the source node: bridges, tunnels, and its gateway device.
+pub fn source(node: &Node, netns: &Netns, egress: &Node, pods: &[Pod]) -> Result<()> {
+    let mut tenants: Vec<&Pod> = pods.iter().filter(|pod| pod.node == node.name).collect();
+    tenants.sort_by_key(|pod| pod.vnid);
+    tenants.dedup_by_key(|pod| pod.vnid);
+    let mut batch = String::new();
+    for pod in tenants {
+        let vnid = pod.vnid;
+        let bridge = source_bridge(pod);
+        writeln!(
+            batch,
+            "link add {bridge} mtu {POD_MTU} type bridge mcast_snooping 0\n\
+             link add vx{vnid} type vxlan id {vnid} local {} remote {} dstport {VXLAN_PORT} nolearning\n\
+             link set vx{vnid} master {bridge} up\n\
+             link set {bridge} up",
+            node.ip, egress.ip
+        )?;
+        if bridge == GATEWAY {
+            writeln!(
+                batch,
+                "link set {bridge} address {}\naddr add {}/23 dev {bridge}",
+                node.gateway_mac, node.gateway
+            )?;
+        }
+    }
+    netns.ip(&batch)
+}
+
+/// The bridge of a pod on the source node. Without policy it is the gateway device itself.
+fn source_bridge(pod: &Pod) -> String {
+    match pod.egress_ip {
+        Some(_) => format!("br{}", pod.vnid),
+        None => GATEWAY.into(),
+    }
+}
+
+/// The tunnel device, the gateway device and the flows of the egress node.
+pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result<()> {
+    let Node { ip, gateway, gateway_mac, .. } = node;
+    // The device has the attributes Open vSwitch gives it.
+    let mut batch = format!(
+        "link add {BRIDGE} mtu {POD_MTU} type bridge mcast_snooping 0\n\
+         link set {BRIDGE} up\n\
+         link add {TUNNEL} type vxlan external dstport {VXLAN_PORT} nolearning udp6zerocsumrx\n\
+         link set {TUNNEL} master {BRIDGE} up\n\
+         link set {TUNNEL} type bridge_slave learning off flood off mcast_flood off bcast_flood off\n\
+         link add {GATEWAY} mtu {POD_MTU} address {gateway_mac} type veth peer name {GATEWAY_PORT} \
+         mtu {POD_MTU}\n\
+         link set {GATEWAY_PORT} master {BRIDGE} up\n\
+         link set {GATEWAY} up\n\
+         addr add {gateway}/23 dev {GATEWAY}\n\
+         route add {CLUSTER_NETWORK} dev {GATEWAY}\n"
+    );
+    for pod in pods.iter().filter(|pod| pod.node == source.name) {
+        writeln!(
+            batch,
+            "route add {}/32 encap ip id {} src {ip} dst {} dev {TUNNEL} src {gateway} mtu {POD_MTU}\n\
+             neigh add {} lladdr {} dev {TUNNEL} nud permanent",
+            pod.ip,
+            pod.vnid,
+            source.ip,
+            pod.ip,
+            pod.mac()
+        )?;
+    }
+    netns.ip(&batch)?;
+    let entry = format!("fdb add {gateway_mac} dev {GATEWAY_PORT} master static");
+    netns.output(Command::new("bridge").args(entry.split(' ')))?;
+    netns.nft(&format!(
+        "table netdev flows {{\n\
+           chain tunnel {{\n\
+             type filter hook ingress device {TUNNEL} priority 0\n\
+             ether daddr {} ether daddr set {gateway_mac}\n\
+           }}\n\
+         }}\n",
+        source.gateway_mac
+    ))
+}
+
+/// Connects a pod to the source node.
+pub fn source_pod(
+    pod: &Pod,
+    netns: &Netns,
+    [node, egress]: [&Node; 2],
+    on: &Netns,
+    all: &[Pod],
+) -> Result<()> {
+    connect_pod(pod, netns, node, on, &source_bridge(pod))?;
+    // Open vSwitch answers for the gateways and for pods of other nodes; here nobody would.
+    let mut batch = format!("route add {CLUSTER_NETWORK} dev eth0\n");
+    for Node { gateway, gateway_mac, .. } in [node, egress] {
+        writeln!(batch, "neigh add {gateway} lladdr {gateway_mac} dev eth0 nud permanent")?;
+    }
+    for peer in all.iter().filter(|peer| peer.vnid == pod.vnid && peer.node != pod.node) {
+        writeln!(batch, "neigh add {} lladdr {} dev eth0 nud permanent", peer.ip, peer.mac())?;
+    }
+    netns.ip(&batch)
+}
+
+/// Connects a pod to the egress node. Its packets to the outside get their mark, as from Open
+/// vSwitch's `set_field:MARK->pkt_mark,output:tun0`.
+pub fn egress_pod(pod: &Pod, netns: &Netns, node: &Node, on: &Netns) -> Result<()> {
+    connect_pod(pod, netns, node, on, BRIDGE)?;
+    if pod.egress_ip.is_none() {
+        return Ok(());
+    }
+    on.nft(&format!(
+        "table netdev flows {{\n\
+           chain {name} {{\n\
+             type filter hook ingress device {name} priority 0\n\
+             ip daddr != {{ {CLUSTER_NETWORK}, {SERVICE_NETWORK} }} meta mark set {mark:#x}\n\
+           }}\n\
+         }}\n",
+        name = pod.name,
+        mark = pod.mark()
+    ))
+}
+
+fn connect_pod(pod: &Pod, netns: &Netns, node: &Node, on: &Netns, bridge: &str) -> Result<()> {
+    let Pod { name, ip, .. } = pod;
+    on.ip(&format!(
+        "link add {name} mtu {POD_MTU} type veth peer name eth0 mtu {POD_MTU} address {} netns {}\n\
+         link set {name} master {bridge} up\n",
+        pod.mac(),
+        netns.name()
+    ))?;
+    netns.ip(&format!(
+        "addr add {ip}/23 dev eth0\n\
+         link set eth0 up\n\
+         route add default via {}\n",
+        node.gateway
+    ))
+}
+
+/// Lets the kernel do what the agent does: the egress IPs on the uplink, marks on what comes out of
+/// the tunnel, and OPENSHIFT-MASQUERADE's SNAT by mark. For comparison.
+///
+/// nftables cannot read the tunnel's VNID here, so a mark follows from the pod's address.
+pub fn kernel_snat(netns: &Netns, pods: &[Pod]) -> Result<()> {
+    let mut egress_ips = BTreeSet::new();
+    let mut rules = String::new();
+    for pod in pods {
+        let Some(egress_ip) = pod.egress_ip else { continue };
+        let (ip, mark) = (pod.ip, pod.mark());
+        writeln!(
+            rules,
+            "add rule netdev flows tunnel ip saddr {ip} ip daddr != {{ {CLUSTER_NETWORK}, \
+             {SERVICE_NETWORK} }} meta mark set {mark:#x}"
+        )?;
+        if egress_ips.insert(egress_ip) {
+            writeln!(rules, "add rule ip nat egress-ips meta mark {mark:#x} snat to {egress_ip}")?;
+        }
+    }
+    let addresses: String =
+        egress_ips.iter().map(|ip| format!("addr add {ip}/24 dev {UPLINK}\n")).collect();
+    netns.ip(&addresses)?;
+    netns.nft(&rules)
+}
