@@ -1,2 +1,5 @@
-//! The hands: each module observes, compares with what is desired, and applies the difference.
+//! The hands: each reconciler observes the kernel (or Open vSwitch), takes the difference from what
+//! is desired, and applies it. None of them decides. Run twice, the second run changes nothing.
+pub mod addresses;
+pub mod announce;
 pub mod flows;

@@ -1,8 +1,7 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
-pub mod netns;
-pub mod ovs;
-
 pub mod gateway;
 pub mod netns;
+pub mod ovs;
 pub mod rig;
+pub mod single;
 pub mod traffic;

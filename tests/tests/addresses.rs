@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use egress_tests::netns::Netns;
+use egress_tests::single::Netns;
 use egress_user::{
     identity::{NodeSettings, Unidentified, identify},
     netlink::{

@@ -2,7 +2,7 @@
 use std::{collections::BTreeSet, io::Read, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result};
-use egress_tests::netns::{Netns, wait_until};
+use egress_tests::single::{Netns, wait_until};
 use egress_user::{
     arp::{
         Arp, ETHERTYPE, Mac,
