@@ -135,7 +135,7 @@ pub struct Slot {
 
 /// A flow's key in its original direction.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct OriginalKey {
     pub pod: [u8; 4],
     pub remote: [u8; 4],
@@ -157,7 +157,7 @@ impl OriginalKey {
 
 /// A flow's key in its reply direction. Holding it is holding the egress port.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct ReplyKey {
     pub remote: [u8; 4],
     pub egress_ip: [u8; 4],
@@ -210,6 +210,41 @@ pub struct ReplyFlow {
     pub bytes: Cell<u64>,
 }
 
+/// [`OriginalFlow`] as it is copied out of the map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct OriginalRecord {
+    pub egress_ip: [u8; 4],
+    pub egress_port: [u8; 2],
+    pub pad: u16,
+    pub hop: [u64; 2],
+    pub slot: u32,
+    pub node: [u8; 4],
+    pub tag: u32,
+    pub pad2: u32,
+    pub life: u64,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// [`ReplyFlow`] as it is copied out of the map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReplyRecord {
+    pub pod: [u8; 4],
+    pub pod_port: [u8; 2],
+    pub pad: u16,
+    pub vnid: u32,
+    pub slot: u32,
+    pub node: [u8; 4],
+    pub ifindex: u32,
+    pub macs: MacWords,
+    pub tag: u32,
+    pub life: u64,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
 /// A cached next hop: its link-layer addresses, and the generation they were found under.
 ///
 /// Two words that are not written at once: a reader in between gets one frame to a wrong address,
@@ -256,7 +291,7 @@ impl NextHop {
 /// An expired flow that is about to give up its port: the key of the `claims` map. Who enters it
 /// first may remove the flow; the BPF target has no compare-and-swap, a map has.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Claim {
     pub key: ReplyKey,
     /// The flow's own: a later holder of the same key has another.
@@ -329,5 +364,7 @@ const _: () = {
     assert!(size_of::<ReplyKey>() == 16);
     assert!(size_of::<OriginalFlow>() == 64);
     assert!(size_of::<ReplyFlow>() == 64);
+    assert!(size_of::<OriginalRecord>() == 64);
+    assert!(size_of::<ReplyRecord>() == 64);
     assert!(size_of::<Slot>() == 64);
 };

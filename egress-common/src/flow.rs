@@ -9,7 +9,7 @@ use crate::{
         BEAT, Claim, Config, MacWords, NextHop, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey,
         Slot,
     },
-    nat::{Origin, Way},
+    nat::{Answer, By, Origin, Translation, Way},
     port::{Candidates, TRIES},
     reason::Reason,
     state::{self, Life},
@@ -17,12 +17,28 @@ use crate::{
     wire::{protocol, tcp},
 };
 
-/// What a packet of the original direction becomes, and its next hop if that is known.
-#[derive(Debug, Clone, Copy)]
-pub struct Mapping {
-    pub egress_ip: [u8; 4],
-    pub egress_port: [u8; 2],
-    pub macs: Option<MacWords>,
+/// Room to make a flow in: the programs' stack is too small for it. What it held before is of no
+/// meaning; after a translation `key` and `lease` name the flow, and `macs` its next hop.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Where the packet comes from: the hook's to fill in.
+    pub origin: Origin,
+    pub key: OriginalKey,
+    pub lease: ReplyKey,
+    /// The other half's key, of a flow that is looked at from its reply.
+    pub other: OriginalKey,
+    pub claim: Claim,
+    pub original: OriginalFlow,
+    pub reply: ReplyFlow,
+    /// The verdict's particulars.
+    pub translation: Translation,
+    pub answer: Answer,
+    /// The new flow's.
+    pub tag: u32,
+    pub macs: MacWords,
+    /// Whether `macs` are known: 1 or 0.
+    pub macs_known: u32,
 }
 
 /// What the making and finding of a flow look at.
@@ -30,8 +46,6 @@ pub struct Mapping {
 pub struct Context<'a> {
     pub config: &'a Config,
     pub slot: &'a Slot,
-    pub slot_index: u32,
-    pub origin: &'a Origin,
     pub now: u32,
     /// The segment's flags; 0 unless TCP.
     pub flags: u8,
@@ -39,28 +53,32 @@ pub struct Context<'a> {
     pub length: u64,
 }
 
-/// The mapping of a packet of the original direction, its flow made if there is none.
+/// Finds the flow of `scratch.key`, or makes it; its mapping is then in `scratch.lease`.
 #[inline(always)]
 pub fn find_or_create<T: Tables>(
     tables: &T,
     context: &Context,
-    key: &OriginalKey,
-) -> Result<Mapping, Reason> {
-    let Some(flow) = tables.original(key) else { return create(tables, context, key) };
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let Some(flow) = tables.original(&scratch.key) else {
+        return create(tables, context, scratch);
+    };
     // A flow outlives a change of its policy that leaves it its address. Comparing with the slot's
     // also means that an element reused under our eyes cannot lend us another tenant's address.
-    if flow.egress_ip != context.slot.egress_ip || flow.node != context.origin.node {
+    if flow.egress_ip != context.slot.egress_ip || flow.node != scratch.origin.node {
         // The tenant's address changed, or the pod did: this flow ends, and the packet begins one.
-        remove_pair(tables, key, flow);
-        return create(tables, context, key);
+        remove_pair(tables, flow, scratch);
+        return create(tables, context, scratch);
     }
     if context.flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
-        reopen(tables, context.now, key, flow);
+        reopen(tables, context.now, flow, scratch);
     }
     count(&flow.packets, &flow.bytes, context.length);
     let beat = flow.life.see(context.now, context.flags);
-    let macs = next_hop(tables, context, flow, key.remote, beat);
-    Ok(Mapping { egress_ip: context.slot.egress_ip, egress_port: flow.egress_port, macs })
+    next_hop(tables, context, flow, beat, scratch);
+    scratch.lease.egress_ip = context.slot.egress_ip;
+    scratch.lease.egress_port = flow.egress_port;
+    Ok(())
 }
 
 #[inline(always)]
@@ -73,8 +91,9 @@ pub fn count(packets: &Cell<u64>, bytes: &Cell<u64>, by: u64) {
 
 /// A new SYN on a closed flow reopens it (RFC 9293, section 3.6.1): both halves start afresh.
 #[inline(always)]
-fn reopen<T: Tables>(tables: &T, now: u32, key: &OriginalKey, flow: &OriginalFlow) {
-    let Some(reply) = tables.reply(&reply_key(key, flow)) else { return };
+fn reopen<T: Tables>(tables: &T, now: u32, flow: &OriginalFlow, scratch: &mut Scratch) {
+    scratch.lease = reply_key(&scratch.key, flow);
+    let Some(reply) = tables.reply(&scratch.lease) else { return };
     let closing = u32::from(tcp::FIN | tcp::RST);
     let carried = flow.life.now().flags | reply.life.now().flags;
     if reply.tag == flow.tag && carried & closing != 0 {
@@ -90,19 +109,27 @@ fn next_hop<T: Tables>(
     tables: &T,
     context: &Context,
     flow: &OriginalFlow,
-    remote: [u8; 4],
     beat: bool,
-) -> Option<MacWords> {
+    scratch: &mut Scratch,
+) {
     let generation = context.config.next_hop_generation;
     if !beat && let Some(macs) = flow.hop.fresh(generation) {
-        return Some(macs);
+        scratch.macs = macs;
+        scratch.macs_known = 1;
+        return;
     }
-    let found = tables.next_hop(context.slot.uplink, flow.egress_ip, remote);
-    match found {
-        Some(macs) => flow.hop.set(macs, generation),
-        None => flow.hop.set(MacWords::default(), 0),
+    look_up_next_hop(tables, context, scratch);
+    flow.hop.set(scratch.macs, if scratch.macs_known == 1 { generation } else { 0 });
+    if beat {
+        scratch.macs_known = 0;
     }
-    if beat { None } else { found }
+}
+
+#[inline(always)]
+fn look_up_next_hop<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) {
+    let Context { slot, .. } = context;
+    let known = tables.next_hop(slot.uplink, slot.egress_ip, scratch.key.remote, &mut scratch.macs);
+    scratch.macs_known = u32::from(known);
 }
 
 #[inline(always)]
@@ -136,11 +163,13 @@ pub fn expired<T: Tables>(
     key: &ReplyKey,
     flow: &ReplyFlow,
     now: u32,
+    other: &mut OriginalKey,
 ) -> bool {
     let reply = flow.life.now();
     let reply_age = state::age(now, reply.last_seen);
     let of_protocol = key.protocol as u8;
-    match tables.original(&original_key(key, flow)) {
+    *other = original_key(key, flow);
+    match tables.original(other) {
         Some(original) if original.tag == flow.tag => {
             let moment = original.life.now();
             let age = reply_age.min(state::age(now, moment.last_seen));
@@ -152,68 +181,67 @@ pub fn expired<T: Tables>(
 }
 
 #[inline(always)]
-fn remove_pair<T: Tables>(tables: &T, key: &OriginalKey, flow: &OriginalFlow) {
-    let reply_key = reply_key(key, flow);
-    if tables.reply(&reply_key).is_some_and(|reply| reply.tag == flow.tag) {
-        tables.remove_reply(&reply_key);
+fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch) {
+    scratch.lease = reply_key(&scratch.key, flow);
+    if tables.reply(&scratch.lease).is_some_and(|reply| reply.tag == flow.tag) {
+        tables.remove_reply(&scratch.lease);
     }
-    tables.remove_original(key);
+    tables.remove_original(&scratch.key);
 }
 
 #[inline(always)]
-pub fn remove_reply_pair<T: Tables>(tables: &T, key: &ReplyKey, flow: &ReplyFlow) {
-    let original_key = original_key(key, flow);
-    if tables.original(&original_key).is_some_and(|original| original.tag == flow.tag) {
-        tables.remove_original(&original_key);
+pub fn remove_reply_pair<T: Tables>(
+    tables: &T,
+    key: &ReplyKey,
+    flow: &ReplyFlow,
+    other: &mut OriginalKey,
+) {
+    *other = original_key(key, flow);
+    if tables.original(other).is_some_and(|original| original.tag == flow.tag) {
+        tables.remove_original(other);
     }
     tables.remove_reply(key);
 }
 
-/// Makes the flow: leases a port, then enters the original's half.
+/// Makes the flow: leases a port, then enters the original's half. Two functions of their own in
+/// the programs too, for the sake of their stack.
 #[inline(always)]
-fn create<T: Tables>(tables: &T, context: &Context, key: &OriginalKey) -> Result<Mapping, Reason> {
-    let Context { slot, origin, now, .. } = *context;
-    let tag = tables.random();
-    let reply = ReplyFlow {
-        pod: key.pod,
-        pod_port: key.pod_port,
-        vnid: origin.vnid,
-        slot: context.slot_index,
-        node: origin.node,
-        ifindex: origin.ifindex,
-        macs: origin.macs,
-        tag,
-        life: Life::new(now, 0),
-        ..ReplyFlow::default()
-    };
-    let lease = lease(tables, context, key, &reply)?;
-    let found = tables.next_hop(slot.uplink, slot.egress_ip, key.remote);
-    let original = OriginalFlow {
-        egress_ip: slot.egress_ip,
-        egress_port: lease.egress_port,
-        slot: context.slot_index,
-        hop: found.map_or_else(NextHop::default, |macs| {
-            NextHop::new(macs, context.config.next_hop_generation)
-        }),
-        node: origin.node,
-        tag,
-        life: Life::new(now, context.flags),
+fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
+    scratch.tag = tables.random();
+    lease(tables, context, scratch)?;
+    enter(tables, context, scratch)
+}
+
+/// Enters the original's half, the reply's being in place.
+#[inline(never)]
+fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
+    look_up_next_hop(tables, context, scratch);
+    let generation = if scratch.macs_known == 1 { context.config.next_hop_generation } else { 0 };
+    scratch.original = OriginalFlow {
+        egress_ip: scratch.lease.egress_ip,
+        egress_port: scratch.lease.egress_port,
+        hop: NextHop::new(scratch.macs, generation),
+        slot: scratch.translation.slot,
+        node: scratch.origin.node,
+        tag: scratch.tag,
+        life: Life::new(context.now, context.flags),
         packets: 1.into(),
         bytes: context.length.into(),
-        ..OriginalFlow::default()
+        pad: 0,
+        pad2: 0,
     };
-    let made = Mapping { egress_ip: slot.egress_ip, egress_port: lease.egress_port, macs: found };
-    match tables.insert_original(key, &original) {
-        Ok(()) => Ok(made),
+    match tables.insert_original(&scratch.key, &scratch.original) {
+        Ok(()) => Ok(()),
         Err(InsertError::Full) => {
-            tables.remove_reply(&lease);
+            tables.remove_reply(&scratch.lease);
             Err(Reason::FlowTableFull)
         }
         // Another CPU made this flow meanwhile: its mapping counts, our lease goes back.
         Err(InsertError::Taken) => {
-            tables.remove_reply(&lease);
-            let winner = tables.original(key).ok_or(Reason::NoFlow)?;
-            Ok(Mapping { egress_port: winner.egress_port, ..made })
+            tables.remove_reply(&scratch.lease);
+            let winner = tables.original(&scratch.key).ok_or(Reason::NoFlow)?;
+            scratch.lease.egress_port = winner.egress_port;
+            Ok(())
         }
     }
 }
@@ -223,38 +251,49 @@ fn create<T: Tables>(tables: &T, context: &Context, key: &OriginalKey) -> Result
 ///
 /// A stream without a flow is picked up by its ACK, so that a moved egress IP keeps it; only with
 /// its own port, since any other would be a stranger's to the remote.
-#[inline(always)]
-fn lease<T: Tables>(
-    tables: &T,
-    context: &Context,
-    key: &OriginalKey,
-    reply: &ReplyFlow,
-) -> Result<ReplyKey, Reason> {
+#[inline(never)]
+fn lease<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
+    let key = &scratch.key;
     let kind = context.flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN);
     let opens = key.protocol() != protocol::TCP || kind == tcp::SYN;
     if !opens && kind != tcp::ACK {
         return Err(Reason::NoFlow);
     }
-    let mut candidates = Candidates::new(context.config, key.protocol(), reply.tag);
-    let mut lease = ReplyKey {
+    let origin = scratch.origin;
+    scratch.reply = ReplyFlow {
+        pod: key.pod,
+        pod_port: key.pod_port,
+        vnid: origin.vnid,
+        slot: scratch.translation.slot,
+        node: origin.node,
+        ifindex: origin.ifindex,
+        macs: origin.macs,
+        tag: scratch.tag,
+        life: Life::new(context.now, 0),
+        pad: 0,
+        packets: 0.into(),
+        bytes: 0.into(),
+    };
+    let mut candidates = Candidates::new(context.config, key.protocol(), scratch.tag);
+    scratch.lease = ReplyKey {
         remote: key.remote,
         egress_ip: context.slot.egress_ip,
         remote_port: key.remote_port,
         egress_port: key.pod_port,
         protocol: u32::from(key.protocol()),
     };
-    if !candidates.contains(lease.egress_port) {
+    if !candidates.contains(scratch.lease.egress_port) {
         if !opens {
             return Err(Reason::NoFlow);
         }
-        lease.egress_port = candidates.advance();
+        scratch.lease.egress_port = candidates.advance();
     }
     for _ in 0..TRIES {
-        match lease_port(tables, context, &lease, reply) {
-            Ok(()) => return Ok(lease),
+        match lease_port(tables, context, scratch) {
+            Ok(()) => return Ok(()),
             Err(InsertError::Full) => return Err(Reason::FlowTableFull),
             Err(InsertError::Taken) if !opens => return Err(Reason::NoFlow),
-            Err(InsertError::Taken) => lease.egress_port = candidates.advance(),
+            Err(InsertError::Taken) => scratch.lease.egress_port = candidates.advance(),
         }
     }
     Err(Reason::PortsExhausted)
@@ -265,34 +304,39 @@ fn lease<T: Tables>(
 fn lease_port<T: Tables>(
     tables: &T,
     context: &Context,
-    lease: &ReplyKey,
-    reply: &ReplyFlow,
+    scratch: &mut Scratch,
 ) -> Result<(), InsertError> {
     let (config, now) = (context.config, context.now);
+    let Scratch { lease, reply, other, claim, .. } = scratch;
     let taken = match tables.insert_reply(lease, reply) {
         Err(InsertError::Taken) => tables.reply(lease),
         other => return other,
     };
     let Some(holder) = taken else { return Err(InsertError::Taken) };
-    let seen = holder.life.now();
-    if state::age(now, seen.last_seen) < state::shortest(config, lease.protocol as u8)
-        || !expired(tables, config, lease, holder, now)
-        // Of several that see the same expired holder one wins.
-        || !tables.claim(&Claim { key: *lease, tag: holder.tag })
+    let rested = state::age(now, holder.life.now().last_seen);
+    if rested < state::shortest(config, lease.protocol as u8)
+        || !expired(tables, config, lease, holder, now, other)
     {
         return Err(InsertError::Taken);
     }
-    remove_reply_pair(tables, lease, holder);
+    // Of several that see the same expired holder one wins.
+    *claim = Claim { key: *lease, tag: holder.tag };
+    if !tables.claim(claim) {
+        return Err(InsertError::Taken);
+    }
+    remove_reply_pair(tables, lease, holder, other);
     tables.insert_reply(lease, reply)
 }
 
+/// The way of a reply to its pod.
 #[inline(always)]
 pub fn way_back(flow: &ReplyFlow) -> Way {
-    if flow.node != [0; 4] {
-        Way::Tunnel { vnid: flow.vnid, node: flow.node, macs: flow.macs }
+    let by = if flow.node != [0; 4] {
+        By::Tunnel
     } else if flow.ifindex != 0 {
-        Way::Device { ifindex: flow.ifindex, macs: flow.macs }
+        By::Link
     } else {
-        Way::Stack
-    }
+        By::Stack
+    };
+    Way { by, ifindex: flow.ifindex, macs: flow.macs, vnid: flow.vnid, node: flow.node }
 }

@@ -1,10 +1,10 @@
 //! ICMP errors: they find their flow by the packet they quote, and are corrected inside and out
 //! (RFC 5508, section 4).
 use crate::{
-    abi::{OriginalKey, ReplyKey, Slot},
+    abi::{OriginalKey, ReplyKey},
     checksum::{delta, update, update_udp},
-    flow::way_back,
-    nat::{Origin, Translation, Verdict, Way},
+    flow::{Scratch, way_back},
+    nat::{By, Origin, Translation, Way},
     reason::Reason,
     rewrite::{Edit, ErrorEdit, Hop, Rewrite, Side, ip_bytes},
     tables::Tables,
@@ -46,25 +46,23 @@ fn inner<P: Packet>(packet: &P, outer: &Ipv4) -> Option<Inner> {
 }
 
 /// An ICMP error from outside about a packet that we translated (RFC 5508, REQ-4).
-#[inline(always)]
+#[inline(never)]
 pub fn reply_error<P: Packet, T: Tables>(
     packet: &P,
-    ip: &Ipv4,
     tables: &T,
-) -> Result<Verdict, Reason> {
-    if tables.egress_ip(ip.destination).is_none() {
-        return Ok(Verdict::Pass);
-    }
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let ip = &Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
     let inner = inner(packet, ip).ok_or(Reason::NoFlow)?;
-    let key = ReplyKey {
+    scratch.lease = ReplyKey {
         remote: inner.ip.destination,
         egress_ip: inner.ip.source,
         remote_port: inner.ports.destination,
         egress_port: inner.ports.source,
         protocol: u32::from(inner.ip.protocol),
     };
-    let flow = tables.reply(&key).ok_or(Reason::NoFlow)?;
-    if ip.destination != key.egress_ip {
+    let flow = tables.reply(&scratch.lease).ok_or(Reason::NoFlow)?;
+    if ip.destination != scratch.lease.egress_ip {
         return Err(Reason::NoFlow);
     }
     if ip.ttl <= 1 {
@@ -72,50 +70,52 @@ pub fn reply_error<P: Packet, T: Tables>(
     }
     let edit = error_edit(packet, ip, &inner, Side::Source, (flow.pod, flow.pod_port))
         .ok_or(Reason::Malformed)?;
-    Ok(Verdict::Translate(Translation {
+    scratch.translation = Translation {
         rewrite: Rewrite {
             ip: ip_bytes(ip, Side::Destination, flow.pod, Hop::Program),
             edit: Edit::Error(edit),
         },
         way: way_back(flow),
         slot: flow.slot,
-    }))
+    };
+    Ok(())
 }
 
-/// A pod's ICMP error about a reply that it got (RFC 5508, REQ-5).
-#[inline(always)]
+/// A pod's ICMP error about a reply that it got (RFC 5508, REQ-5). `scratch.translation.slot` is the
+/// tenant's.
+#[inline(never)]
 pub fn original_error<P: Packet, T: Tables>(
     packet: &P,
-    ip: &Ipv4,
-    origin: &Origin,
-    slot: &Slot,
-    index: u32,
-    hop: Hop,
     tables: &T,
-) -> Result<Verdict, Reason> {
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let ip = &Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
     let inner = inner(packet, ip).ok_or(Reason::NoFlow)?;
-    let key = OriginalKey {
+    let Origin { vnid, hop, .. } = scratch.origin;
+    scratch.key = OriginalKey {
         pod: inner.ip.destination,
         remote: inner.ip.source,
         pod_port: inner.ports.destination,
         remote_port: inner.ports.source,
-        vnid_protocol: origin.vnid << 8 | u32::from(inner.ip.protocol),
+        vnid_protocol: vnid << 8 | u32::from(inner.ip.protocol),
     };
-    let flow = tables.original(&key).ok_or(Reason::NoFlow)?;
+    let slot = tables.slot(scratch.translation.slot).ok_or(Reason::PolicyDrop)?;
+    let flow = tables.original(&scratch.key).ok_or(Reason::NoFlow)?;
     if flow.egress_ip != slot.egress_ip {
         return Err(Reason::NoFlow);
     }
     let mapping = (flow.egress_ip, flow.egress_port);
     let edit =
         error_edit(packet, ip, &inner, Side::Destination, mapping).ok_or(Reason::Malformed)?;
-    Ok(Verdict::Translate(Translation {
+    scratch.translation = Translation {
         rewrite: Rewrite {
             ip: ip_bytes(ip, Side::Source, slot.egress_ip, hop),
             edit: Edit::Error(edit),
         },
-        way: Way::Uplink { ifindex: slot.uplink, macs: None },
-        slot: index,
-    }))
+        way: Way { by: By::Neighbour, ifindex: slot.uplink, ..Way::default() },
+        slot: scratch.translation.slot,
+    };
+    Ok(())
 }
 
 /// The change of a quoted packet, one of whose ends becomes `new`.
@@ -152,9 +152,8 @@ fn error_edit<P: Packet>(
             _ => 2,
         };
     let mut changed = address_delta + delta(&inner.ip.checksum, &[ip[2], ip[3]]) + port_delta;
-    let quoted: Option<[u8; 2]> = packet.read(checksum_offset);
-    let checksum = match quoted {
-        None => None,
+    let (checksum_offset, checksum) = match packet.read::<2>(checksum_offset) {
+        None => (0, [0, 0]),
         Some(old) => {
             let new = match inner.ip.protocol {
                 protocol::TCP => update(old, address_delta + port_delta),
@@ -162,7 +161,7 @@ fn error_edit<P: Packet>(
                 _ => update(old, port_delta),
             };
             changed += delta(&old, &new);
-            Some((checksum_offset, new))
+            (checksum_offset, new)
         }
     };
     let icmp_checksum_offset = outer.header_len + 2;
@@ -172,6 +171,7 @@ fn error_edit<P: Packet>(
         ip,
         port_offset,
         port,
+        checksum_offset,
         checksum,
         icmp_checksum_offset,
         icmp_checksum,

@@ -2,7 +2,7 @@
 use crate::{abi::Config, wire::protocol};
 
 /// How many ports a new flow tries before it is refused.
-pub const TRIES: u32 = 24;
+pub const TRIES: u32 = 8;
 
 /// Walks over the ports a flow may get: its own first, then a full cycle from a random start.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// The bytes that change. Applied with the kernel's checksum helpers on tc, by stores on XDP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rewrite {
     /// Bytes 8 to 19 of the IPv4 header: TTL, protocol, checksum, source, destination.
     pub ip: [u8; 12],
@@ -14,8 +14,9 @@ pub struct Rewrite {
 }
 
 /// What changes behind the IPv4 header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Edit {
+    #[default]
     Nothing,
     Ports(PortEdit),
     Error(ErrorEdit),
@@ -43,8 +44,9 @@ pub struct ErrorEdit {
     pub ip: [u8; 12],
     pub port_offset: usize,
     pub port: [u8; 2],
-    /// Where and what: the inner checksum, if the error quotes that much.
-    pub checksum: Option<(usize, [u8; 2])>,
+    /// Of the inner checksum; 0: the error does not quote that much.
+    pub checksum_offset: usize,
+    pub checksum: [u8; 2],
     pub icmp_checksum_offset: usize,
     pub icmp_checksum: [u8; 2],
 }
@@ -57,9 +59,10 @@ pub enum Side {
 }
 
 /// How a hook sends what it translates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Hop {
     /// The program forwards it and so takes one off the TTL.
+    #[default]
     Program,
     /// The stack has forwarded it.
     Stack,

@@ -20,10 +20,10 @@ pub trait Tables {
     fn random(&self) -> u32;
 
     /// The slot that a VNID's policy is in.
-    fn policy(&self, vnid: u32) -> Option<u32>;
+    fn policy(&self, vnid: u32) -> Option<&u32>;
     fn slot(&self, index: u32) -> Option<&Slot>;
     /// The slot whose egress IP this is.
-    fn egress_ip(&self, address: [u8; 4]) -> Option<u32>;
+    fn egress_ip(&self, address: [u8; 4]) -> Option<&u32>;
 
     fn original(&self, key: &OriginalKey) -> Option<&OriginalFlow>;
     fn reply(&self, key: &ReplyKey) -> Option<&ReplyFlow>;
@@ -36,7 +36,7 @@ pub trait Tables {
     fn remove_original(&self, key: &OriginalKey);
     fn remove_reply(&self, key: &ReplyKey);
 
-    /// The link-layer addresses towards `remote` through interface `uplink`; `None`: the sender
-    /// has to ask the stack, which also resolves the neighbour.
-    fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4]) -> Option<MacWords>;
+    /// Fills in the link-layer addresses towards `remote` through interface `uplink`. `false`: the
+    /// sender has to ask the stack, which also resolves the neighbour.
+    fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4], macs: &mut MacWords) -> bool;
 }

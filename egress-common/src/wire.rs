@@ -31,6 +31,9 @@ pub mod icmp {
 pub trait Packet {
     /// `N` bytes at `offset`; `None` where the packet is shorter.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// Bytes of the packet, for counting.
+    fn length(&self) -> u64;
 }
 
 /// What the engine needs of an IPv4 header.

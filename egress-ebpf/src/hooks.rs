@@ -3,21 +3,22 @@ use aya_ebpf::programs::TcContext;
 use egress_common::{
     abi::{Path, StackOrigin, StackOriginKey, data_path},
     answer,
+    flow::Scratch,
     mark::{mark, vnid_of_mark},
     nat::{
-        Answer, AnswerKind, Origin, Translation, Verdict, Way, leaves_translated,
+        Answer, AnswerKind, By, Origin, Translation, Verdict, Way, leaves_translated,
         translate_original, translate_reply,
     },
     reason::Reason,
     rewrite::Hop,
     tables::Tables,
-    wire::Ipv4,
+    wire::{Ipv4, Packet},
 };
 
 use crate::{
     maps::{
-        Maps, count_path, count_reason, is_node, may_answer, remember_origin, slot_counters,
-        stack_origin, vnid_of_pod,
+        Maps, count_path, count_reason, is_node, may_answer, remember_origin, scratch,
+        slot_counters, stack_origin, vnid_of_pod,
     },
     tc::{Skb, act, layout},
 };
@@ -26,33 +27,33 @@ use crate::{
 #[inline(always)]
 pub fn tunnel_ingress(context: &TcContext) -> i32 {
     let skb = Skb::new(context);
-    verdict_of(&skb, from_tunnel(&skb))
+    counted(from_tunnel(&skb))
 }
 
 /// A packet of a pod of this node, or of any pod that OVS hands to the node.
 #[inline(always)]
 pub fn gateway_ingress(context: &TcContext) -> i32 {
     let skb = Skb::new(context);
-    verdict_of(&skb, from_gateway(&skb))
+    counted(from_gateway(&skb))
 }
 
 /// A packet from outside.
 #[inline(always)]
 pub fn uplink_ingress(context: &TcContext) -> i32 {
     let skb = Skb::new(context);
-    verdict_of(&skb, from_outside(&skb))
+    counted(from_outside(&skb))
 }
 
 /// The last guard, and the translation of what came through the stack.
 #[inline(always)]
 pub fn uplink_egress(context: &TcContext) -> i32 {
     let skb = Skb::new(context);
-    verdict_of(&skb, to_outside(&skb))
+    counted(to_outside(&skb))
 }
 
-/// What is counted where: a drop by its reason.
+/// A packet that is not treated is dropped, and its reason counted.
 #[inline(always)]
-fn verdict_of(_skb: &Skb, result: Result<i32, Reason>) -> i32 {
+fn counted(result: Result<i32, Reason>) -> i32 {
     match result {
         Ok(action) => action,
         Err(reason) => {
@@ -72,7 +73,9 @@ fn from_tunnel(skb: &Skb) -> Result<i32, Reason> {
         return Ok(act::PASS);
     }
     let macs = skb.macs_back().ok_or(Reason::Malformed)?;
-    send_original(skb, &Origin { vnid, node, ifindex: skb.ifindex(), macs }, Path::Tunnel)
+    let scratch = scratch().ok_or(Reason::NotReady)?;
+    scratch.origin = Origin { vnid, node, ifindex: skb.ifindex(), macs, hop: Hop::Program };
+    send_original(skb, scratch, Path::Tunnel)
 }
 
 #[inline(always)]
@@ -83,8 +86,9 @@ fn from_gateway(skb: &Skb) -> Result<i32, Reason> {
     skb.pull();
     let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
     let macs = skb.macs_back().ok_or(Reason::Malformed)?;
-    let origin = Origin { vnid, node: [0; 4], ifindex: skb.ifindex(), macs };
-    send_original(skb, &origin, Path::Gateway)
+    let scratch = scratch().ok_or(Reason::NotReady)?;
+    scratch.origin = Origin { vnid, node: [0; 4], ifindex: skb.ifindex(), macs, hop: Hop::Program };
+    send_original(skb, scratch, Path::Gateway)
 }
 
 /// The tenant of a packet without a tunnel: by its mark, else by its pod's address.
@@ -99,22 +103,59 @@ fn vnid_of(skb: &Skb) -> Option<u32> {
 }
 
 #[inline(always)]
-fn send_original(skb: &Skb, origin: &Origin, path: Path) -> Result<i32, Reason> {
+fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Reason> {
     skb.pull();
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
     if config.data_path == data_path::STACK {
-        return mark_for_stack(skb, origin, &maps);
+        return Ok(mark_for_stack(skb, &scratch.origin));
     }
-    match translate_original(skb, skb.length(), origin, Hop::Program, &maps)? {
-        Verdict::Pass => Ok(act::PASS),
-        Verdict::Answer(answer) => answer_pod(skb, &answer, origin),
-        Verdict::Translate(translation) => {
-            skb.set_mark(mark(origin.vnid, config.masquerade_bit, layout(config)));
+    match ask_original(skb, scratch) {
+        said::PASS => Ok(act::PASS),
+        said::DROP => Ok(act::DROP),
+        said::ANSWER => answer_pod(skb, scratch),
+        _ => {
+            let translation = &scratch.translation;
+            skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
             skb.apply(&translation.rewrite)?;
             count_path(path);
-            count_original(skb, &translation);
-            send(skb, translation.way)
+            count_original(skb, translation);
+            Ok(send(skb, &translation.way))
+        }
+    }
+}
+
+/// What the engine said, as a number: all that a function of a program can return.
+mod said {
+    pub const PASS: u32 = 0;
+    pub const TRANSLATE: u32 = 1;
+    pub const ANSWER: u32 = 2;
+    /// Counted already.
+    pub const DROP: u32 = 3;
+}
+
+/// The engine, in a function of its own: its frame is not the hook's.
+#[inline(never)]
+fn ask_original(skb: &Skb, scratch: &mut Scratch) -> u32 {
+    let maps = Maps { context: skb.context() };
+    said(translate_original(skb, &maps, scratch))
+}
+
+#[inline(never)]
+fn ask_reply(skb: &Skb, scratch: &mut Scratch) -> u32 {
+    let maps = Maps { context: skb.context() };
+    said(translate_reply(skb, &maps, scratch))
+}
+
+#[inline(always)]
+fn said(verdict: Result<Verdict, Reason>) -> u32 {
+    match verdict {
+        Ok(Verdict::Pass) => said::PASS,
+        Ok(Verdict::Translate) => said::TRANSLATE,
+        Ok(Verdict::Answer) => said::ANSWER,
+        Err(reason) => {
+            count_reason(reason);
+            said::DROP
         }
     }
 }
@@ -128,12 +169,13 @@ fn count_original(skb: &Skb, translation: &Translation) {
 }
 
 /// Leaves the packet to the stack, marked: the uplink's egress translates it.
-#[inline(always)]
-fn mark_for_stack(skb: &Skb, origin: &Origin, maps: &Maps) -> Result<i32, Reason> {
-    let config = maps.config().ok_or(Reason::NotReady)?;
-    let Some(ip) = Ipv4::read(skb, 0) else { return Ok(act::PASS) };
+#[inline(never)]
+fn mark_for_stack(skb: &Skb, origin: &Origin) -> i32 {
+    let maps = Maps { context: skb.context() };
+    let Some(config) = maps.config() else { return act::DROP };
+    let Some(ip) = Ipv4::read(skb, 0) else { return act::PASS };
     if maps.policy(origin.vnid).is_none() || config.is_untouched(ip.destination) {
-        return Ok(act::PASS);
+        return act::PASS;
     }
     let key = StackOriginKey { pod: ip.source, vnid: origin.vnid };
     let Origin { node, ifindex, macs, .. } = *origin;
@@ -142,7 +184,7 @@ fn mark_for_stack(skb: &Skb, origin: &Origin, maps: &Maps) -> Result<i32, Reason
     if node != [0; 4] {
         skb.make_ours();
     }
-    Ok(act::PASS)
+    act::PASS
 }
 
 #[inline(always)]
@@ -152,20 +194,23 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
     }
     skb.pull();
     let maps = Maps { context: skb.context() };
-    match translate_reply(skb, skb.length(), &maps)? {
-        Verdict::Pass => Ok(act::PASS),
-        Verdict::Answer(answer) => answer_outside(skb, &answer),
-        Verdict::Translate(translation) => {
+    let scratch = scratch().ok_or(Reason::NotReady)?;
+    match ask_reply(skb, scratch) {
+        said::PASS => Ok(act::PASS),
+        said::DROP => Ok(act::DROP),
+        said::ANSWER => answer_outside(skb, scratch),
+        _ => {
+            let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
-            count_path(match translation.way {
-                Way::Device { .. } => Path::ReplyGateway,
+            count_path(match translation.way.by {
+                By::Link => Path::ReplyGateway,
                 _ => Path::ReplyTunnel,
             });
             if let Some(counters) = slot_counters(translation.slot) {
                 counters.reply_packets += 1;
                 counters.reply_bytes += skb.length();
             }
-            send(skb, translation.way)
+            Ok(send(skb, &translation.way))
         }
     }
 }
@@ -187,61 +232,65 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     let known =
         stack_origin(&key).unwrap_or(StackOrigin { node: [0; 4], ifindex: 0, macs: [0; 3] });
     let StackOrigin { node, ifindex, macs } = known;
-    let origin = Origin { vnid, node, ifindex, macs };
-    match translate_original(skb, skb.length(), &origin, Hop::Stack, &maps)? {
-        Verdict::Pass | Verdict::Answer(_) => Err(Reason::Untranslated),
-        Verdict::Translate(translation) => {
+    let origin = Origin { vnid, node, ifindex, macs, hop: Hop::Stack };
+    let scratch = scratch().ok_or(Reason::NotReady)?;
+    scratch.origin = origin;
+    match ask_original(skb, scratch) {
+        said::PASS | said::ANSWER => Err(Reason::Untranslated),
+        said::DROP => Ok(act::DROP),
+        _ => {
+            let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
             count_path(Path::Stack);
-            count_original(skb, &translation);
+            count_original(skb, translation);
             // The link-layer header is the stack's: the packet goes on where it is.
             Ok(act::PASS)
         }
     }
 }
 
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn send(skb: &Skb, way: &Way) -> i32 {
+    counted(go(skb, way))
+}
+
 #[inline(always)]
-fn send(skb: &Skb, way: Way) -> Result<i32, Reason> {
-    match way {
-        Way::Uplink { ifindex, macs: Some(macs) } => {
-            skb.set_macs(macs)?;
-            Ok(skb.redirect(ifindex))
+fn go(skb: &Skb, way: &Way) -> Result<i32, Reason> {
+    match way.by {
+        By::Stack => Ok(act::PASS),
+        By::Neighbour => Ok(skb.redirect_to_neighbour(way.ifindex)),
+        By::Link => {
+            skb.set_macs(way.macs)?;
+            Ok(skb.redirect(way.ifindex))
         }
-        Way::Uplink { ifindex, macs: None } => Ok(skb.redirect_to_neighbour(ifindex)),
-        Way::Tunnel { vnid, node, macs } => {
+        By::Tunnel => {
             let maps = Maps { context: skb.context() };
             let tunnel = maps.config().ok_or(Reason::NotReady)?.tunnel;
-            skb.set_macs(macs)?;
-            skb.set_tunnel(vnid, node)?;
+            skb.set_macs(way.macs)?;
+            skb.set_tunnel(way.vnid, way.node)?;
             skb.set_mark(0);
             Ok(skb.redirect(tunnel))
         }
-        Way::Device { ifindex, macs } => {
-            skb.set_macs(macs)?;
-            Ok(skb.redirect(ifindex))
-        }
-        Way::Stack => Ok(act::PASS),
     }
 }
 
 /// Turns a pod's packet into the answer to it, and sends it back where it came from.
 #[inline(always)]
-fn answer_pod(skb: &Skb, answer: &Answer, origin: &Origin) -> Result<i32, Reason> {
-    become_answer(skb, answer)?;
-    let way = if origin.node == [0; 4] {
-        Way::Device { ifindex: origin.ifindex, macs: origin.macs }
-    } else {
-        Way::Tunnel { vnid: origin.vnid, node: origin.node, macs: origin.macs }
-    };
-    send(skb, way)
+fn answer_pod(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
+    become_answer(skb, &scratch.answer)?;
+    let origin = &scratch.origin;
+    let by = if origin.node == [0; 4] { By::Link } else { By::Tunnel };
+    let Origin { ifindex, macs, vnid, node, .. } = *origin;
+    Ok(send(skb, &Way { by, ifindex, macs, vnid, node }))
 }
 
 /// Turns a packet from outside into the answer to it, and sends it back out of the uplink.
 #[inline(always)]
-fn answer_outside(skb: &Skb, answer: &Answer) -> Result<i32, Reason> {
-    let macs = skb.macs_back().ok_or(answer.reason)?;
-    become_answer(skb, answer)?;
-    send(skb, Way::Device { ifindex: skb.ifindex(), macs })
+fn answer_outside(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
+    let macs = skb.macs_back().ok_or(scratch.answer.reason)?;
+    become_answer(skb, &scratch.answer)?;
+    Ok(send(skb, &Way { by: By::Link, ifindex: skb.ifindex(), macs, ..Way::default() }))
 }
 
 /// The packet is dropped for the answer's reason, and counted so; what goes on is the answer.

@@ -15,6 +15,7 @@ use egress_common::{
         Claim, Config, MacWords, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey, Slot,
         SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
     },
+    flow::Scratch,
     reason::{REASON_COUNT, Reason},
     tables::{InsertError, Tables},
 };
@@ -67,6 +68,11 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(REASON_COUNT, 0);
 static PATHS: PerCpuArray<u64> = PerCpuArray::pinned(Path::ALL.len() as u32, 0);
 #[map(name = "slot_counters")]
 static SLOT_COUNTERS: PerCpuArray<SlotCounters> = PerCpuArray::pinned(SLOTS, 0);
+#[map(name = "scratch")]
+static SCRATCH: PerCpuArray<Shared<Scratch>> = PerCpuArray::pinned(1, 0);
+/// Room to ask the FIB in.
+#[map(name = "fib")]
+static FIB: PerCpuArray<bpf_fib_lookup> = PerCpuArray::pinned(1, 0);
 /// Answers left in this tick, and the tick.
 #[map(name = "answers")]
 static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::pinned(1, 0);
@@ -112,9 +118,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn policy(&self, vnid: u32) -> Option<u32> {
+    fn policy(&self, vnid: u32) -> Option<&u32> {
         // SAFETY: the value is one word, read at once.
-        unsafe { POLICY.get(vnid) }.copied()
+        unsafe { POLICY.get(vnid) }
     }
 
     #[inline(always)]
@@ -123,9 +129,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn egress_ip(&self, address: [u8; 4]) -> Option<u32> {
+    fn egress_ip(&self, address: [u8; 4]) -> Option<&u32> {
         // SAFETY: the value is one word, read at once.
-        unsafe { EGRESS_IPS.get(address) }.copied()
+        unsafe { EGRESS_IPS.get(address) }
     }
 
     #[inline(always)]
@@ -168,28 +174,41 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4]) -> Option<MacWords> {
-        // SAFETY: all-zero is a valid value of this plain struct.
-        let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4], macs: &mut MacWords) -> bool {
+        let Some(lookup) = FIB.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own element; all-zero is a valid value of this plain struct.
+        let lookup = unsafe {
+            *lookup = core::mem::zeroed();
+            &mut *lookup
+        };
         lookup.family = AF_INET;
         lookup.ifindex = uplink;
         // tot_len stays 0: no MTU check here, and none at all for GSO packets.
         lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
         lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(remote);
-        // SAFETY: the context is the program's own, the struct is on the stack with its size.
+        // SAFETY: the context is the program's own, the struct has its size.
         let result = unsafe {
             kernel::bpf_fib_lookup(
                 self.context,
-                &raw mut lookup,
+                lookup,
                 size_of::<bpf_fib_lookup>() as i32,
                 BPF_FIB_LOOKUP_OUTPUT,
             )
         };
         if result != 0 || lookup.ifindex != uplink {
-            return None;
+            return false;
         }
-        Some(mac_words(lookup.dmac, lookup.smac))
+        *macs = mac_words(lookup.dmac, lookup.smac);
+        true
     }
+}
+
+/// This CPU's room to make a flow in. Programs run with bottom halves disabled: no other one comes
+/// between on this CPU.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: this CPU's own element, and one program holds it at a time.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).0 })
 }
 
 /// Destination and source as they stand in a link-layer header.

@@ -47,6 +47,12 @@ impl Packet for Skb {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.bytes(ETH_LEN.checked_add(offset)?)
     }
+
+    #[inline(always)]
+    fn length(&self) -> u64 {
+        // SAFETY: a field of the program's own context.
+        u64::from(unsafe { (*self.skb).len })
+    }
 }
 
 impl Skb {
@@ -64,8 +70,8 @@ impl Skb {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
-        // SAFETY: `pointer` checked the bounds; the array has alignment 1.
-        Some(unsafe { *at })
+        // SAFETY: `pointer` checked the bounds.
+        Some(unsafe { load(at.cast()) })
     }
 
     #[inline(always)]
@@ -86,14 +92,8 @@ impl Skb {
     fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
         let at = self.pointer::<N>(offset).ok_or(Reason::Unwritable)?;
         // SAFETY: `pointer` checked the bounds; the kernel unclones before direct writes.
-        unsafe { *at = bytes };
+        unsafe { store(at.cast(), bytes) };
         Ok(())
-    }
-
-    #[inline(always)]
-    pub fn length(&self) -> u64 {
-        // SAFETY: a field of the program's own context.
-        u64::from(unsafe { (*self.skb).len })
     }
 
     #[inline(always)]
@@ -144,7 +144,7 @@ impl Skb {
     }
 
     /// Makes the packet what the rewrite says.
-    #[inline(always)]
+    #[inline(never)]
     pub fn apply(&self, rewrite: &Rewrite) -> Result<(), Reason> {
         match &rewrite.edit {
             Edit::Nothing => {}
@@ -182,8 +182,8 @@ impl Skb {
     fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
         self.write(ETH_LEN + edit.ip_offset + 8, edit.ip)?;
         self.write(ETH_LEN + edit.port_offset, edit.port)?;
-        if let Some((offset, checksum)) = edit.checksum {
-            self.write(ETH_LEN + offset, checksum)?;
+        if edit.checksum_offset != 0 {
+            self.write(ETH_LEN + edit.checksum_offset, edit.checksum)?;
         }
         self.write(ETH_LEN + edit.icmp_checksum_offset, edit.icmp_checksum)
     }
@@ -216,18 +216,19 @@ impl Skb {
     /// The VNID and the node of a packet that came through the tunnel device.
     #[inline(always)]
     pub fn tunnel_source(&self) -> Option<(u32, [u8; 4])> {
-        /// VNI and remote address: the shortest form of the key that the kernel accepts.
-        const SHORT: u32 = 8;
-        // SAFETY: all-zero is a valid value of this plain struct.
-        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-        // SAFETY: the program's own context; the struct is bigger than the size given.
-        let result = unsafe { kernel::bpf_skb_get_tunnel_key(self.skb, &raw mut key, SHORT, 0) };
-        if result != 0 {
-            return None;
-        }
-        // SAFETY: the kernel wrote an IPv4 address there, in host byte order.
-        let node = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-        Some((key.tunnel_id, node.to_be_bytes()))
+        // The shortest form of `struct bpf_tunnel_key` that the kernel accepts: VNI and remote
+        // address, both in host byte order.
+        let mut key = [0_u32; 2];
+        // SAFETY: the program's own context; the kernel fills no more than the size given.
+        let result = unsafe {
+            kernel::bpf_skb_get_tunnel_key(
+                self.skb,
+                (&raw mut key).cast(),
+                size_of_val(&key) as u32,
+                0,
+            )
+        };
+        (result == 0).then_some((key[0], key[1].to_be_bytes()))
     }
 
     /// Asks the tunnel device to encapsulate the packet for `node` as `vnid`.
@@ -255,6 +256,60 @@ impl Skb {
     pub fn make_ours(&self) {
         // SAFETY: the program's own context. Failing, the stack drops the packet: closed.
         unsafe { kernel::bpf_skb_change_type(self.skb, 0) };
+    }
+}
+
+/// Reads in words where it can. The target has no alignment to keep, but the compiler reads what it
+/// takes for unaligned byte by byte: several times the instructions, and the stack to hold them.
+///
+/// # Safety
+/// `N` bytes must be readable at `at`.
+#[inline(always)]
+unsafe fn load<const N: usize>(at: *const u8) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut done = 0;
+    while done + 4 <= N {
+        // SAFETY: the caller's promise.
+        let word = unsafe { *at.add(done).cast::<u32>() };
+        bytes[done..done + 4].copy_from_slice(&word.to_ne_bytes());
+        done += 4;
+    }
+    while done + 2 <= N {
+        // SAFETY: the caller's promise.
+        let half = unsafe { *at.add(done).cast::<u16>() };
+        bytes[done..done + 2].copy_from_slice(&half.to_ne_bytes());
+        done += 2;
+    }
+    if done < N {
+        // SAFETY: the caller's promise.
+        bytes[done] = unsafe { *at.add(done) };
+    }
+    bytes
+}
+
+/// Writes in words where it can: see [`load`].
+///
+/// # Safety
+/// `N` bytes must be writable at `at`.
+#[inline(always)]
+unsafe fn store<const N: usize>(at: *mut u8, bytes: [u8; N]) {
+    let mut done = 0;
+    while done + 4 <= N {
+        let word =
+            u32::from_ne_bytes([bytes[done], bytes[done + 1], bytes[done + 2], bytes[done + 3]]);
+        // SAFETY: the caller's promise.
+        unsafe { *at.add(done).cast::<u32>() = word };
+        done += 4;
+    }
+    while done + 2 <= N {
+        let half = u16::from_ne_bytes([bytes[done], bytes[done + 1]]);
+        // SAFETY: the caller's promise.
+        unsafe { *at.add(done).cast::<u16>() = half };
+        done += 2;
+    }
+    if done < N {
+        // SAFETY: the caller's promise.
+        unsafe { *at.add(done) = bytes[done] };
     }
 }
 

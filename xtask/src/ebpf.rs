@@ -85,7 +85,7 @@ impl Toolchain {
 fn rustflags() -> String {
     // v3 of the instruction set: atomic compare-and-swap, 32-bit jumps (kernel 5.12 and later).
     format!(
-        "-C debuginfo=2 -C target-cpu=v3 -C link-arg=--cpu-features=+allows-misaligned-mem-access -C link-arg=--btf --cfg=bpf_target_arch=\"{}\"",
+        "-C debuginfo=2 -C target-cpu=v3 -C link-arg=--btf --cfg=bpf_target_arch=\"{}\"",
         env::consts::ARCH
     )
 }
