@@ -272,6 +272,3 @@ fn conditions(objects: &Objects, tenants: &[Tenant<'_>]) -> Vec<Condition> {
 fn as_hex<S: Serializer>(mark: &u32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{mark:#010x}"))
 }
-
-#[cfg(test)]
-mod tests;
