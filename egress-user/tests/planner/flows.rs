@@ -1,6 +1,6 @@
 //! The texts for OVS, on every kind of node, in both layouts.
 use egress_common::mark::Layout::{self, *};
-use egress_user::config::Mac;
+use egress_user::{config::Mac, plan::OvsPorts};
 
 use crate::cluster::Cluster;
 
@@ -168,4 +168,16 @@ fn without_ovs_no_flows_are_planned() {
     cluster.mode.flows = false;
     let plan = cluster.plan("ocpmaster01");
     assert_eq!((plan.flows.len(), plan.groups.len(), plan.policies.len()), (0, 0, 3));
+}
+
+#[test]
+fn the_ports_that_the_bridge_told_are_used_by_number() {
+    let ports = Some(OvsPorts { vxlan: 7, gateway: 8 });
+    let (mut old, mut new) = (on_two_nodes(Old), on_two_nodes(New));
+    for facts in old.facts.values_mut().chain(new.facts.values_mut()) {
+        facts.ovs_ports = ports;
+    }
+    assert!(old.plan("c").flows[0].ends_with(",output:7"));
+    assert!(new.plan("c").groups[0].ends_with("set_field:10.0.0.10->tun_dst,output:7"));
+    assert!(new.plan("b").groups[0].ends_with("->pkt_mark,output:8"));
 }
