@@ -107,6 +107,9 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
+    // A case that failed belongs into a test with a name, not into a file of seeds.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn the_order_of_documents_does_not_matter(
         (case, shuffled) in case().prop_flat_map(|case| {
