@@ -46,7 +46,8 @@ pub struct Facts {
     pub link: Option<String>,
     /// All zero: not known.
     pub gateway_mac: Mac,
-    pub ovs_ports: OvsPorts,
+    /// `None`: not known; the texts then say what the original's say.
+    pub ovs_ports: Option<OvsPorts>,
     /// Egress IPs that another machine answers for.
     pub conflicts: BTreeSet<Ipv4Addr>,
 }
@@ -60,7 +61,7 @@ impl Facts {
             prefix_len: None,
             link: None,
             gateway_mac: Mac::default(),
-            ovs_ports: OvsPorts::default(),
+            ovs_ports: None,
             conflicts: BTreeSet::new(),
         }
     }
@@ -76,18 +77,11 @@ impl Facts {
     }
 }
 
-/// The bridge's ports as the original's texts call them: flows by number, buckets by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// OpenFlow numbers of the bridge's ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OvsPorts {
-    pub vxlan_number: u32,
-    pub vxlan_name: String,
-    pub gateway_name: String,
-}
-
-impl Default for OvsPorts {
-    fn default() -> Self {
-        Self { vxlan_number: 1, vxlan_name: "vxlan0".into(), gateway_name: "tun0".into() }
-    }
+    pub vxlan: u32,
+    pub gateway: u32,
 }
 
 /// Which nodes are not reachable.
@@ -272,6 +266,3 @@ fn conditions(objects: &Objects, tenants: &[Tenant<'_>]) -> Vec<Condition> {
 fn as_hex<S: Serializer>(mark: &u32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{mark:#010x}"))
 }
-
-#[cfg(test)]
-mod tests;

@@ -123,7 +123,7 @@ fn reasons(tenant: &Tenant<'_>, plan: &Plan) -> String {
         let ips: Vec<String> = policy.egress_ips.iter().map(ToString::to_string).collect();
         let gets = match policy.action {
             Action::Snat => format!("leaves with {}", ips.join(", ")),
-            Action::Drop => "is dropped, by every node".into(),
+            Action::Drop => "is dropped".into(),
         };
         let _ = writeln!(text, "  so it {gets}; mark {:#010x}", policy.mark);
     }

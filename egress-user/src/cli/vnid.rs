@@ -64,11 +64,14 @@ fn line(vnid: &str, hex: &str, marks: &[&str]) -> String {
 
 /// A VNID, decimal or hex.
 pub fn parse_vnid(text: &str) -> Result<u32, String> {
-    let number = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
+    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+        Some(hex) => (hex, 16),
+        None => (text, 10),
     };
-    number.ok().filter(|&vnid| vnid <= MAX_VNID).ok_or_else(|| {
+    // The number's own parser takes "+1".
+    let number = digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then_some(digits);
+    let number = number.and_then(|digits| u32::from_str_radix(digits, radix).ok());
+    number.filter(|&vnid| vnid <= MAX_VNID).ok_or_else(|| {
         format!("not a VNID: those are 24 bits wide, 0 to {MAX_VNID} or 0x0 to {MAX_VNID:#x}")
     })
 }

@@ -22,16 +22,17 @@ use crate::model::{HostSubnet, Objects};
 pub fn allocate(objects: &Objects, health: &Health, previous: &Previous) -> Objects {
     let allocator = Allocator::new(objects, health);
     let mut allocation = Allocation::default();
-    for &ip in allocator.candidates.keys() {
+    for (&ip, &vnid) in &allocator.candidates {
         if let Some(node) = allocator.placed(ip, previous) {
-            allocator.put(&mut allocation, ip, node);
+            allocator.put(&mut allocation, ip, vnid, node);
         }
     }
     allocator.fill(&mut allocation);
     allocator.balance(&mut allocation);
     let mut allocated = objects.clone();
     for node in allocated.host_subnets.values_mut().filter(|node| is_automatic(node)) {
-        node.egress_ips = allocation.of(&node.name).iter().copied().collect();
+        node.egress_ips = allocation.of(&node.name).values().copied().collect();
+        node.egress_ips.sort();
     }
     allocated
 }
@@ -43,26 +44,23 @@ fn is_automatic(node: &HostSubnet) -> bool {
 /// Egress IPs by node name.
 #[derive(Debug, Clone, Default)]
 struct Allocation<'a> {
-    by_node: BTreeMap<&'a str, BTreeSet<Ipv4Addr>>,
+    /// The VNIDs that have an IP there, and which: never two of one VNID.
+    by_node: BTreeMap<&'a str, BTreeMap<u32, Ipv4Addr>>,
     node_of: BTreeMap<Ipv4Addr, &'a str>,
 }
 
 impl<'a> Allocation<'a> {
-    fn of(&self, node: &str) -> &BTreeSet<Ipv4Addr> {
-        static NONE: BTreeSet<Ipv4Addr> = BTreeSet::new();
+    fn of(&self, node: &str) -> &BTreeMap<u32, Ipv4Addr> {
+        static NONE: BTreeMap<u32, Ipv4Addr> = BTreeMap::new();
         self.by_node.get(node).unwrap_or(&NONE)
     }
 
-    fn insert(&mut self, ip: Ipv4Addr, node: &'a str) {
-        self.remove(ip);
-        self.by_node.entry(node).or_default().insert(ip);
-        self.node_of.insert(ip, node);
-    }
-
-    fn remove(&mut self, ip: Ipv4Addr) {
-        if let Some(node) = self.node_of.remove(&ip) {
-            self.by_node.entry(node).or_default().remove(&ip);
+    /// Puts the IP on the node, whichever had it before.
+    fn insert(&mut self, ip: Ipv4Addr, vnid: u32, node: &'a str) {
+        if let Some(before) = self.node_of.insert(ip, node) {
+            self.by_node.entry(before).or_default().remove(&vnid);
         }
+        self.by_node.entry(node).or_default().insert(vnid, ip);
     }
 }
 
@@ -72,7 +70,7 @@ struct Allocator<'a> {
     /// The IPs that may be dealt out, each with the VNID that asks for it.
     candidates: BTreeMap<Ipv4Addr, u32>,
     /// The candidates as namespaces take turns.
-    order: Vec<Ipv4Addr>,
+    order: Vec<(Ipv4Addr, u32)>,
     /// The automatic nodes that list an IP now.
     listed: BTreeMap<Ipv4Addr, Vec<&'a str>>,
 }
@@ -110,7 +108,7 @@ impl<'a> Allocator<'a> {
                 .filter(|(_, node)| is_automatic(node) && !health.offline.contains(&node.host_ip))
                 .map(|(name, node)| (name.as_str(), node))
                 .collect(),
-            order: turns(&asked).filter(|ip| candidates.contains_key(ip)).collect(),
+            order: turns(&asked).filter(|(ip, _)| candidates.contains_key(ip)).collect(),
             candidates,
             listed: listed
                 .into_iter()
@@ -127,33 +125,29 @@ impl<'a> Allocator<'a> {
     }
 
     /// Whether the node may have the IP in addition to what it has.
-    fn fits(&self, allocation: &Allocation<'a>, ip: Ipv4Addr, node: &HostSubnet) -> bool {
-        let vnid = self.candidates.get(&ip);
+    fn fits(allocation: &Allocation<'a>, ip: Ipv4Addr, vnid: u32, node: &HostSubnet) -> bool {
         node.egress_cidrs.iter().any(|cidr| cidr.contains(ip))
-            && !allocation
-                .of(&node.name)
-                .iter()
-                .any(|other| *other != ip && self.candidates.get(other) == vnid)
+            && allocation.of(&node.name).get(&vnid).is_none_or(|&other| other == ip)
     }
 
     /// Puts the IP on the node if it fits.
-    fn put(&self, allocation: &mut Allocation<'a>, ip: Ipv4Addr, name: &'a str) {
-        if self.nodes.get(name).is_some_and(|node| self.fits(allocation, ip, node)) {
-            allocation.insert(ip, name);
+    fn put(&self, allocation: &mut Allocation<'a>, ip: Ipv4Addr, vnid: u32, name: &'a str) {
+        if self.nodes.get(name).is_some_and(|node| Self::fits(allocation, ip, vnid, node)) {
+            allocation.insert(ip, vnid, name);
         }
     }
 
     /// Places what has no place: what has only one option first.
     fn fill(&self, allocation: &mut Allocation<'a>) {
         for only_one_option in [true, false] {
-            for &ip in &self.order {
+            for &(ip, vnid) in &self.order {
                 if allocation.node_of.contains_key(&ip) {
                     continue;
                 }
                 let options: Vec<&'a str> = self
                     .nodes
                     .iter()
-                    .filter(|(_, node)| self.fits(allocation, ip, node))
+                    .filter(|(_, node)| Self::fits(allocation, ip, vnid, node))
                     .map(|(&name, _)| name)
                     .collect();
                 if only_one_option && options.len() != 1 {
@@ -161,7 +155,7 @@ impl<'a> Allocator<'a> {
                 }
                 // The first of several equal ones: by name.
                 if let Some(&node) = options.iter().min_by_key(|node| allocation.of(node).len()) {
-                    allocation.insert(ip, node);
+                    allocation.insert(ip, vnid, node);
                 }
             }
         }
@@ -183,8 +177,8 @@ impl<'a> Allocator<'a> {
                 break;
             }
             for node in &poor {
-                for &ip in share.of(node) {
-                    self.put(allocation, ip, node);
+                for (&vnid, &ip) in share.of(node) {
+                    self.put(allocation, ip, vnid, node);
                 }
             }
         }
@@ -207,11 +201,13 @@ fn asked(objects: &Objects) -> BTreeMap<u32, Vec<Ipv4Addr>> {
 }
 
 /// All IPs, the VNIDs taking turns, those that ask for fewest first.
-fn turns(asked: &BTreeMap<u32, Vec<Ipv4Addr>>) -> impl Iterator<Item = Ipv4Addr> {
-    let mut by_count: Vec<&Vec<Ipv4Addr>> = asked.values().collect();
-    by_count.sort_by_key(|ips| ips.len());
-    let rounds = by_count.last().map_or(0, |ips| ips.len());
+fn turns(asked: &BTreeMap<u32, Vec<Ipv4Addr>>) -> impl Iterator<Item = (Ipv4Addr, u32)> {
+    let mut by_count: Vec<(u32, &[Ipv4Addr])> =
+        asked.iter().map(|(&vnid, ips)| (vnid, ips.as_slice())).collect();
+    by_count.sort_by_key(|(_, ips)| ips.len());
+    let rounds = by_count.last().map_or(0, |(_, ips)| ips.len());
     (0..rounds).flat_map(move |round| {
-        by_count.iter().filter_map(move |ips| ips.get(round).copied()).collect::<Vec<_>>()
+        let turn = |&(vnid, ips): &(u32, &[Ipv4Addr])| Some((*ips.get(round)?, vnid));
+        by_count.iter().filter_map(turn).collect::<Vec<_>>()
     })
 }

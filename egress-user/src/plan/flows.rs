@@ -1,8 +1,8 @@
 //! The texts for OVS, on source and egress node alike: what OpenShift SDN would have installed.
 //!
 //! Written as `ovs-ofctl dump-flows` shows them (registers in hex, the mark without leading zeros),
-//! apart from the buckets: those are the original's own words, with ports by name and joined by
-//! `bucket=` without a comma, which ovs-ofctl takes.
+//! apart from the buckets: those are in the original's own words, joined by `bucket=` without a
+//! comma, which ovs-ofctl takes, and with ports by name unless the bridge told their numbers.
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use egress_common::mark::{Layout, mark};
@@ -58,11 +58,8 @@ fn old_flow(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> String {
         // One IP, so one node.
         Way::To(nodes) => {
             let sends: Vec<String> = nodes.iter().map(|node| to_node(*node)).collect();
-            format!(
-                "{matching} actions={},output:{}",
-                sends.join(","),
-                facts.ovs_ports.vxlan_number
-            )
+            let port = facts.ovs_ports.map_or(1, |ports| ports.vxlan);
+            format!("{matching} actions={},output:{port}", sends.join(","))
         }
     }
 }
@@ -87,16 +84,18 @@ pub fn register(vnid: u32) -> String {
 }
 
 fn group(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> Option<String> {
-    let ports = &facts.ovs_ports;
+    let (vxlan, gateway) = match facts.ovs_ports {
+        Some(ports) => (ports.vxlan.to_string(), ports.gateway.to_string()),
+        None => ("vxlan0".into(), "tun0".into()),
+    };
     let buckets: Vec<String> = match way {
         Way::Nowhere => return None,
         Way::Here => {
-            let mark = to_gateway(vnid, facts, mode);
-            vec![format!("bucket=actions={mark},output:{}", ports.gateway_name)]
+            vec![format!("bucket=actions={},output:{gateway}", to_gateway(vnid, facts, mode))]
         }
         Way::To(nodes) => nodes
             .iter()
-            .map(|node| format!("bucket=actions={},output:{}", to_node(*node), ports.vxlan_name))
+            .map(|node| format!("bucket=actions={},output:{vxlan}", to_node(*node)))
             .collect(),
     };
     Some(format!("group_id={vnid},type=select,{}", buckets.concat()))
