@@ -86,7 +86,7 @@ fn every_change_ends_in_the_desired_state_and_a_second_one_is_empty() {
             let before = after(&empty, &difference(from, &empty).change.bundle());
             let change = difference(to, &before).change;
             let now = after(&before, &change.bundle());
-            assert_eq!(now.ours(), to.flows, "{change:?}");
+            assert_eq!(now.ours(), to.flows.iter().collect(), "{change:?}");
             assert_eq!(now.foreign().count(), 2, "foreign flows stay: {change:?}");
             assert_eq!(now.groups.len(), 1 + to.groups.len(), "{change:?}");
             let second = difference(to, &now);
