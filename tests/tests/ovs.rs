@@ -173,7 +173,7 @@ async fn an_egress_flow_of_openshift_is_a_conflict_and_stays() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
-async fn a_database_without_the_bridge_and_a_hung_bridge_are_told_apart() -> Result<()> {
+async fn a_missing_bridge_and_a_dead_switch_are_told_apart() -> Result<()> {
     let mut rig = OvsRig::start(Layout::New)?;
     let other = Ovs::at(rig.source.ovs.rundir(), "br9", "tun0");
     let Presence::Absent(why) = other.presence().await? else { anyhow::bail!("br9 is there") };

@@ -52,7 +52,10 @@ pub struct Conflict {
 /// How a wanted flow is in conflict, and what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConflictKind {
-    /// A foreign flow has its table, priority and match: ours is not there.
+    /// A foreign flow is the same in all, without groups: nothing is wrong until its owner removes
+    /// it, which only the next full resync sees.
+    AlreadyThere,
+    /// A foreign flow has its table, priority and match, but does something else: ours is not there.
     SameMatch,
     /// A foreign flow of its priority may catch the same packets: ours is there, and the switch
     /// may choose either. Leaving it out would open the way for all other packets of the VNID.
@@ -256,8 +259,11 @@ fn conflict_of(flow: &Flow, foreign: &[&Flow], users: &BTreeMap<u32, String>) ->
         wanted: flow.to_string(),
         foreign,
     };
-    if let Some(same) = foreign.iter().find(|foreign| foreign.on == flow.on) {
-        return Some(conflict(ConflictKind::SameMatch, same.to_string()));
+    if let Some(same) = foreign.iter().copied().find(|foreign| foreign.on == flow.on) {
+        // The same group number may stand for other buckets.
+        let already = same == flow && flow.groups().next().is_none();
+        let kind = if already { ConflictKind::AlreadyThere } else { ConflictKind::SameMatch };
+        return Some(conflict(kind, same.to_string()));
     }
     if let Some(user) = flow.groups().find_map(|id| users.get(&id)) {
         return Some(conflict(ConflictKind::Group, user.clone()));

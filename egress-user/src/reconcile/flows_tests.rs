@@ -140,6 +140,29 @@ fn a_foreign_flow_of_the_same_match_is_a_conflict_and_is_not_replaced() {
 }
 
 #[test]
+fn a_foreign_flow_that_does_the_same_is_told_apart() {
+    let Outcome { change, conflicts, held } =
+        difference(&desired(&[DROP], &[]), &bridge(&[], &[DROP], &[]));
+    assert_eq!((conflicts[0].kind, held), (ConflictKind::AlreadyThere, 0));
+    assert!(change.is_empty(), "{change:?}");
+    let grouped = difference(
+        &desired(&[FLOW], &[group("10.0.0.2")]),
+        &bridge(&[], &[FLOW], &[group("10.0.0.2")]),
+    );
+    assert_eq!(grouped.conflicts[0].kind, ConflictKind::SameMatch, "its group is foreign too");
+    assert!(grouped.change.is_empty(), "{:?}", grouped.change);
+}
+
+#[test]
+fn a_flow_of_ours_that_a_foreign_one_replaced_is_given_up() {
+    let foreign = "table=101,priority=100,reg0=0x6f7936,actions=output:2";
+    let Outcome { change, conflicts, held } =
+        difference(&desired(&[DROP], &[]), &bridge(&[], &[foreign], &[]));
+    assert_eq!((conflicts[0].kind, held), (ConflictKind::SameMatch, 0));
+    assert!(change.is_empty(), "{change:?}");
+}
+
+#[test]
 fn a_foreign_flow_that_only_overlaps_does_not_open_the_way_for_the_rest() {
     let Outcome { change, conflicts, held } =
         difference(&desired(&[FLOW], &[group("10.0.0.2")]), &bridge(&[], &[DROP], &[]));
