@@ -330,6 +330,24 @@ mod tests {
         }
     }
 
+    /// The clock is paused: it jumps to the deadline as soon as all wait.
+    #[tokio::test(start_paused = true)]
+    async fn a_tool_that_hangs_is_an_error_that_names_it() {
+        let ovs = Ovs::at("/nonexistent/run", "br0", "tun0");
+        let error = ovs.run("sleep", &["1000"], "").await.unwrap_err().to_string();
+        assert!(error.contains("sleep did not end within 10 s"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_a_tool_complains_is_in_the_error() {
+        let ovs = Ovs::at("/nonexistent/run", "br0", "tun0");
+        let error = ovs.run("cat", &["/nonexistent/file"], "").await.unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/file"), "{error}");
+        let error = ovs.run("no-such-tool", &[""], "").await.unwrap_err().to_string();
+        assert!(error.contains("no-such-tool is not installed"), "{error}");
+        assert_eq!(ovs.run("cat", &["-"], "in").await.unwrap(), "in");
+    }
+
     #[tokio::test]
     async fn no_socket_is_absence_and_not_an_error() {
         let ovs = Ovs::at("/nonexistent/run", "br0", "tun0");

@@ -10,6 +10,7 @@ pub mod flowset;
 pub mod instance;
 pub mod netns;
 pub mod node;
+pub mod plan;
 
 use std::env;
 use std::net::Ipv4Addr;

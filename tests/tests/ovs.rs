@@ -1,71 +1,17 @@
 //! Our flows on real Open vSwitch, beside OpenShift's.
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use egress_tests::ovs::instance::wait_for;
-use egress_tests::ovs::{Node, OUTSIDE, OvsRig, Pod};
-use egress_user::ovs::{Facts, Layout, Ovs, Presence, text};
+use egress_tests::ovs::OvsRig;
+use egress_tests::ovs::plan::{REMOTE, desired, group, plans};
+use egress_user::ovs::{Layout, Ovs, Presence, text};
 use egress_user::reconcile::flows::{self, COOKIE, Change, ConflictKind, Desired, Outcome};
 use tokio::time::timeout;
 
 const VNID: u32 = 7_305_526;
-const REMOTE: &str =
-    "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:10.0.0.2->tun_dst,output:1";
 /// What is promised to be repaired within a second gets more on a busy machine.
 const REPAIR: Duration = Duration::from_secs(10);
-
-/// What the plan says for VNID 7305526 hosted on ocprouter01, on each of the nodes.
-struct Plans {
-    source: Desired,
-    egress: Desired,
-}
-
-fn plans(layout: Layout, gateway_mac: [u8; 6]) -> Plans {
-    let mac = gateway_mac.map(|byte| format!("{byte:02x}")).join(":");
-    let local = format!("set_field:{mac}->eth_dst,set_field:0x6f7936->pkt_mark");
-    match layout {
-        Layout::Old => Plans {
-            source: desired(
-                &[&format!("table=100,priority=100,ip,reg0=0x6f7936,actions={REMOTE}")],
-                &[],
-            ),
-            egress: desired(
-                &[&format!(
-                    "table=100,priority=100,ip,reg0=0x6f7936,actions={local},goto_table:101"
-                )],
-                &[],
-            ),
-        },
-        Layout::New => Plans {
-            source: desired(
-                &["table=101,priority=100,ip,reg0=0x6f7936,actions=ct(commit),group:7305526"],
-                &[&group("10.0.0.2")],
-            ),
-            egress: desired(
-                &["table=101,priority=100,ip,reg0=0x6f7936,actions=group:7305526"],
-                &[&format!("group_id=7305526,type=select,bucket=actions={local},output:2")],
-            ),
-        },
-    }
-}
-
-fn group(node: &str) -> String {
-    format!("group_id=7305526,type=select,bucket=actions={}", REMOTE.replace("10.0.0.2", node))
-}
-
-fn desired(flows: &[&str], groups: &[&str]) -> Desired {
-    let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
-    Desired::parse(&lines(flows), &lines(groups)).expect("the test's plan")
-}
-
-async fn facts(ovs: &Ovs) -> Result<Facts> {
-    match ovs.presence().await? {
-        Presence::Present(facts) => Ok(facts),
-        Presence::Absent(why) => anyhow::bail!("no Open vSwitch: {why}"),
-    }
-}
 
 /// The bridge's flows that are not ours, sorted.
 async fn foreign(ovs: &Ovs) -> Result<Vec<String>> {
@@ -85,54 +31,11 @@ async fn groups(ovs: &Ovs) -> Result<Vec<String>> {
     Ok(ovs.groups().await?.iter().map(ToString::to_string).collect())
 }
 
-/// Reconciles, and waits until packets notice.
-async fn put_in_force(node: &Node, desired: &Desired) -> Result<()> {
-    flows::reconcile(&node.bridge(), desired).await?;
-    node.ovs.wait_for_datapath()
-}
-
 /// Does what the agent does: waits until something is other than `expected`, then reconciles.
 async fn repair(ovs: &Ovs, desired: &Desired, expected: Option<u32>) -> Result<Outcome> {
     let mut watch = ovs.watch(COOKIE);
     timeout(REPAIR, watch.differs_from(expected)).await.context("nothing was noticed")?;
     flows::reconcile(ovs, desired).await
-}
-
-/// Counts what arrives on the gateway device from `pod`, with the mark and in all.
-///
-/// On the device, because the stack refuses a packet whose MAC is the other node's gateway's.
-fn probe(node: &Node, pod: &Pod, mark: u32) -> Result<()> {
-    let from = format!("ip saddr {} ip daddr {OUTSIDE}", pod.address);
-    node.netns.nft(&format!(
-        "table netdev probe\ndelete table netdev probe\ntable netdev probe {{\n\
-         counter marked {{}}\ncounter total {{}}\n\
-         chain in {{\ntype filter hook ingress device \"tun0\" priority 0\npolicy accept\n\
-         {from} counter name total\n{from} meta mark {mark} counter name marked\n}}\n}}\n"
-    ))
-}
-
-/// (marked, total)
-fn seen(node: &Node) -> Result<(u64, u64)> {
-    let count = |name: &str| {
-        let listed = node
-            .netns
-            .output(Command::new("nft").args(["list", "counter", "netdev", "probe", name]))?;
-        let mut words = listed.split_whitespace().skip_while(|word| *word != "packets");
-        words.nth(1).and_then(|count| count.parse().ok()).context("a counter without a number")
-    };
-    Ok((count("marked")?, count("total")?))
-}
-
-/// `count` datagrams from the pod to the outside.
-fn send(pod: &Pod, count: usize) -> Result<()> {
-    pod.netns.run(|| {
-        let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
-        for _ in 0..count {
-            // The outside host may have said that nobody listens; that is not what we ask.
-            let _ = socket.send_to(b"hello", SocketAddrV4::new(OUTSIDE, 9));
-        }
-        Ok(())
-    })?
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,13 +44,10 @@ async fn facts_are_read_from_the_bridge_in_both_layouts() -> Result<()> {
     for layout in [Layout::Old, Layout::New] {
         let rig = OvsRig::start(layout)?;
         for node in [&rig.source, &rig.egress] {
-            let facts = facts(&node.bridge()).await?;
+            let facts = node.facts().await?;
             assert_eq!((facts.tunnel_port, facts.gateway_port), (1, 2));
             assert_eq!(facts.layout(), Some(layout));
-            let shown =
-                node.netns.output(Command::new("cat").arg("/sys/class/net/tun0/address")).or_else(
-                    |_| node.netns.output(Command::new("ip").args(["link", "show", "tun0"])),
-                )?;
+            let shown = node.netns.output(Command::new("ip").args(["link", "show", "tun0"]))?;
             let mac = facts.gateway_mac.map(|byte| format!("{byte:02x}")).join(":");
             ensure!(shown.contains(&mac), "{mac} is not tun0's: {shown}");
         }
@@ -160,7 +60,7 @@ async fn facts_are_read_from_the_bridge_in_both_layouts() -> Result<()> {
 async fn a_bundle_is_read_back_equal_and_a_second_run_changes_nothing() -> Result<()> {
     for layout in [Layout::Old, Layout::New] {
         let rig = OvsRig::start(layout)?;
-        let plans = plans(layout, facts(&rig.egress.bridge()).await?.gateway_mac);
+        let plans = plans(layout, rig.egress.facts().await?.gateway_mac);
         for (node, plan) in [(&rig.source, &plans.source), (&rig.egress, &plans.egress)] {
             let ovs = node.bridge();
             let before = foreign(&ovs).await?;
@@ -273,7 +173,7 @@ async fn an_egress_flow_of_openshift_is_a_conflict_and_stays() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
-async fn a_database_without_the_bridge_and_a_hung_bridge_are_told_apart() -> Result<()> {
+async fn a_missing_bridge_and_a_dead_switch_are_told_apart() -> Result<()> {
     let mut rig = OvsRig::start(Layout::New)?;
     let other = Ovs::at(rig.source.ovs.rundir(), "br9", "tun0");
     let Presence::Absent(why) = other.presence().await? else { anyhow::bail!("br9 is there") };
@@ -307,55 +207,6 @@ async fn five_thousand_groups_and_flows_fit_into_one_bundle_and_are_read_back() 
     assert!(flows::reconcile(&ovs, &plan).await?.change.is_empty());
     assert_eq!(ovs.watch(COOKIE).count().await?, 5000);
     Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs root"]
-async fn a_pods_packet_arrives_marked_on_the_egress_node_through_our_flows_only() -> Result<()> {
-    for layout in [Layout::Old, Layout::New] {
-        let rig = OvsRig::start(layout)?;
-        let (source, egress) = (&rig.source, &rig.egress);
-        let pod = source.pod("egress-test");
-        let plans = plans(layout, facts(&egress.bridge()).await?.gateway_mac);
-
-        // Without our flows: out of the source node's own gateway, unmarked, never to the other.
-        probe(source, pod, 0)?;
-        probe(egress, pod, 0x006f_7936)?;
-        send(pod, 5)?;
-        wait_for("the unmarked packets", || Ok(seen(source)? == (5, 5)))?;
-        assert_eq!(seen(egress)?, (0, 0), "{layout:?}");
-
-        // With the flow on the source node only: it arrives, without a mark.
-        put_in_force(source, &plans.source).await?;
-        send(pod, 5)?;
-        wait_for("the tunnelled packets", || Ok(seen(egress)?.1 >= 5))?;
-        assert_eq!(seen(egress)?, (0, 5), "{layout:?}");
-
-        put_in_force(egress, &plans.egress).await?;
-        send(pod, 5)?;
-        wait_for("the marked packets", || Ok(seen(egress)?.1 >= 10))?;
-        assert_eq!(seen(egress)?, (5, 10), "{layout:?}");
-        assert_eq!(seen(source)?, (5, 5), "no other way since: {layout:?}");
-
-        // A VNID without an egress IP goes as before.
-        let normal = source.pod("dbtest");
-        probe(source, normal, 0)?;
-        send(normal, 5)?;
-        wait_for("the normal packets", || Ok(seen(source)? == (5, 5)))?;
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs root"]
-async fn a_local_pods_packet_is_marked_on_its_own_node() -> Result<()> {
-    let rig = OvsRig::start(Layout::New)?;
-    let pod = rig.egress.pod("egress-test");
-    let plans = plans(Layout::New, facts(&rig.egress.bridge()).await?.gateway_mac);
-    probe(&rig.egress, pod, 0x006f_7936)?;
-    put_in_force(&rig.egress, &plans.egress).await?;
-    send(pod, 5)?;
-    wait_for("the marked packets", || Ok(seen(&rig.egress)? == (5, 5)))
 }
 
 #[tokio::test(flavor = "multi_thread")]

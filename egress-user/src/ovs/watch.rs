@@ -192,6 +192,16 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_switch_that_keeps_silent_is_an_error_after_a_while() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut watch = Watch::new("br0.mgmt".into(), 1);
+        watch.connection = Some(ours);
+        let error = watch.count().await.unwrap_err().to_string();
+        assert_eq!(error, "count our flows through br0.mgmt");
+        assert!(watch.connection.is_none(), "it is not asked on the same connection again");
+    }
+
     #[tokio::test]
     async fn no_answer_differs_from_any_number() {
         let mut watch = Watch::new("/nonexistent/br0.mgmt".into(), 1);

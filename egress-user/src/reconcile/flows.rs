@@ -52,7 +52,10 @@ pub struct Conflict {
 /// How a wanted flow is in conflict, and what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConflictKind {
-    /// A foreign flow has its table, priority and match: ours is not there.
+    /// A foreign flow is the same in all, without groups: nothing is wrong until its owner removes
+    /// it, which only the next full resync sees.
+    AlreadyThere,
+    /// A foreign flow has its table, priority and match, but does something else: ours is not there.
     SameMatch,
     /// A foreign flow of its priority may catch the same packets: ours is there, and the switch
     /// may choose either. Leaving it out would open the way for all other packets of the VNID.
@@ -111,16 +114,21 @@ impl Observed {
         Self { flows, groups: groups.into_iter().map(|group| (group.id, group)).collect() }
     }
 
-    fn ours(&self) -> BTreeSet<Flow> {
-        self.flows
-            .iter()
-            .filter(|held| held.cookie == COOKIE)
-            .map(|held| held.flow.clone())
-            .collect()
+    fn ours(&self) -> BTreeSet<&Flow> {
+        self.flows.iter().filter(|held| held.cookie == COOKIE).map(|held| &held.flow).collect()
     }
 
     fn foreign(&self) -> impl Iterator<Item = &Flow> {
         self.flows.iter().filter(|held| held.cookie != COOKIE).map(|held| &held.flow)
+    }
+
+    /// The others' flows by table and priority: only those of the same place can be in conflict.
+    fn foreign_by_place(&self) -> BTreeMap<(u8, u16), Vec<&Flow>> {
+        let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for flow in self.foreign() {
+            places.entry((flow.on.table, flow.on.priority)).or_default().push(flow);
+        }
+        places
     }
 
     /// Who of the others sends packets to each group.
@@ -169,35 +177,42 @@ impl Change {
 /// # Errors
 /// The bridge does not answer.
 pub async fn observe(ovs: &Ovs) -> Result<Observed> {
-    Ok(Observed::new(ovs.flows().await?, ovs.groups().await?))
+    let (flows, groups) = tokio::try_join!(ovs.flows(), ovs.groups())?;
+    Ok(Observed::new(flows, groups))
 }
 
 /// What is to do, and what cannot be done.
 pub fn difference(desired: &Desired, observed: &Observed) -> Outcome {
     let users = observed.foreign_users();
+    let places = observed.foreign_by_place();
     let conflicts: Vec<_> = desired
         .flows
         .iter()
-        .filter_map(|flow| conflict_of(flow, observed, &users).map(|conflict| (flow, conflict)))
+        .filter_map(|flow| {
+            let beside = places.get(&(flow.on.table, flow.on.priority));
+            conflict_of(flow, beside.map_or(&[], Vec::as_slice), &users)
+                .map(|conflict| (flow, conflict))
+        })
         .collect();
-    let mut possible = desired.flows.clone();
-    for (flow, conflict) in &conflicts {
-        match conflict.kind {
-            ConflictKind::SameMatch => drop(possible.remove(*flow)),
-            ConflictKind::Overlap => {}
-            ConflictKind::Group => {
-                possible.remove(*flow);
-                possible.insert(Flow { on: flow.on.clone(), actions: Vec::new() });
-            }
-        }
-    }
+    let displaced: BTreeSet<&Flow> = conflicts
+        .iter()
+        .filter(|(_, conflict)| conflict.kind != ConflictKind::Overlap)
+        .map(|(flow, _)| *flow)
+        .collect();
+    let closed: Vec<Flow> = conflicts
+        .iter()
+        .filter(|(_, conflict)| conflict.kind == ConflictKind::Group)
+        .map(|(flow, _)| Flow { on: flow.on.clone(), actions: Vec::new() })
+        .collect();
+    let possible: BTreeSet<&Flow> =
+        desired.flows.iter().filter(|flow| !displaced.contains(flow)).chain(&closed).collect();
     let ours = observed.ours();
     let flows = diff::diff(&possible, &ours);
     let mut change = group_changes(desired, observed, &possible, &ours, &users);
     let kept: BTreeSet<_> = possible.iter().map(|flow| &flow.on).collect();
     change.remove_flows =
-        flows.remove.into_iter().filter(|flow| !kept.contains(&flow.on)).collect();
-    change.add_flows = flows.add;
+        flows.remove.into_iter().filter(|flow| !kept.contains(&flow.on)).cloned().collect();
+    change.add_flows = flows.add.into_iter().cloned().collect();
     let held = u32::try_from(possible.len()).unwrap_or(u32::MAX);
     Outcome {
         change,
@@ -237,24 +252,23 @@ pub async fn cleanup(ovs: &Ovs) -> Result<Change> {
 }
 
 /// The worst conflict of one flow: the one that changes most of what becomes of it.
-fn conflict_of(
-    flow: &Flow,
-    observed: &Observed,
-    users: &BTreeMap<u32, String>,
-) -> Option<Conflict> {
+fn conflict_of(flow: &Flow, foreign: &[&Flow], users: &BTreeMap<u32, String>) -> Option<Conflict> {
     let conflict = |kind, foreign: String| Conflict {
         vnid: flow.on.vnid(),
         kind,
         wanted: flow.to_string(),
         foreign,
     };
-    if let Some(same) = observed.foreign().find(|foreign| foreign.on == flow.on) {
-        return Some(conflict(ConflictKind::SameMatch, same.to_string()));
+    if let Some(same) = foreign.iter().copied().find(|foreign| foreign.on == flow.on) {
+        // The same group number may stand for other buckets.
+        let already = same == flow && flow.groups().next().is_none();
+        let kind = if already { ConflictKind::AlreadyThere } else { ConflictKind::SameMatch };
+        return Some(conflict(kind, same.to_string()));
     }
     if let Some(user) = flow.groups().find_map(|id| users.get(&id)) {
         return Some(conflict(ConflictKind::Group, user.clone()));
     }
-    let overlap = observed.foreign().find(|foreign| foreign.on.overlaps(&flow.on))?;
+    let overlap = foreign.iter().find(|foreign| foreign.on.overlaps(&flow.on))?;
     Some(conflict(ConflictKind::Overlap, overlap.to_string()))
 }
 
@@ -262,12 +276,12 @@ fn conflict_of(
 fn group_changes(
     desired: &Desired,
     observed: &Observed,
-    possible: &BTreeSet<Flow>,
-    ours: &BTreeSet<Flow>,
+    possible: &BTreeSet<&Flow>,
+    ours: &BTreeSet<&Flow>,
     users: &BTreeMap<u32, String>,
 ) -> Change {
-    let needed: BTreeSet<u32> = possible.iter().flat_map(Flow::groups).collect();
-    let used: BTreeSet<u32> = ours.iter().flat_map(Flow::groups).collect();
+    let needed: BTreeSet<u32> = possible.iter().flat_map(|flow| flow.groups()).collect();
+    let used: BTreeSet<u32> = ours.iter().flat_map(|flow| flow.groups()).collect();
     let mut change = Change::default();
     for group in needed.iter().filter_map(|id| desired.groups.get(id)) {
         match observed.groups.get(&group.id) {

@@ -86,7 +86,7 @@ fn every_change_ends_in_the_desired_state_and_a_second_one_is_empty() {
             let before = after(&empty, &difference(from, &empty).change.bundle());
             let change = difference(to, &before).change;
             let now = after(&before, &change.bundle());
-            assert_eq!(now.ours(), to.flows, "{change:?}");
+            assert_eq!(now.ours(), to.flows.iter().collect(), "{change:?}");
             assert_eq!(now.foreign().count(), 2, "foreign flows stay: {change:?}");
             assert_eq!(now.groups.len(), 1 + to.groups.len(), "{change:?}");
             let second = difference(to, &now);
@@ -137,6 +137,29 @@ fn a_foreign_flow_of_the_same_match_is_a_conflict_and_is_not_replaced() {
     );
     let expected = Change { add_flows: vec![Flow::parse(other).unwrap()], ..Change::default() };
     assert_eq!(change, expected, "the other object goes on");
+}
+
+#[test]
+fn a_foreign_flow_that_does_the_same_is_told_apart() {
+    let Outcome { change, conflicts, held } =
+        difference(&desired(&[DROP], &[]), &bridge(&[], &[DROP], &[]));
+    assert_eq!((conflicts[0].kind, held), (ConflictKind::AlreadyThere, 0));
+    assert!(change.is_empty(), "{change:?}");
+    let grouped = difference(
+        &desired(&[FLOW], &[group("10.0.0.2")]),
+        &bridge(&[], &[FLOW], &[group("10.0.0.2")]),
+    );
+    assert_eq!(grouped.conflicts[0].kind, ConflictKind::SameMatch, "its group is foreign too");
+    assert!(grouped.change.is_empty(), "{:?}", grouped.change);
+}
+
+#[test]
+fn a_flow_of_ours_that_a_foreign_one_replaced_is_given_up() {
+    let foreign = "table=101,priority=100,reg0=0x6f7936,actions=output:2";
+    let Outcome { change, conflicts, held } =
+        difference(&desired(&[DROP], &[]), &bridge(&[], &[foreign], &[]));
+    assert_eq!((conflicts[0].kind, held), (ConflictKind::SameMatch, 0));
+    assert!(change.is_empty(), "{change:?}");
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub fn flows<'a>(
     flows
 }
 
-/// How many tables have flows; table 99 exists only in the new layout.
+/// What both layouts share. A packet from another node is either a pod's that leaves here (by source)
+/// or an answer to one of our pods (by destination).
 fn fixed(site: &Site) -> Vec<String> {
     let (subnet, gateway) = (site.subnet(), site.gateway);
     let incoming = "move:NXM_NX_TUN_ID[0..31]->NXM_NX_REG0[],goto_table:10";
@@ -42,6 +43,7 @@ fn fixed(site: &Site) -> Vec<String> {
             "table=0,priority=200,in_port=1,arp,nw_src={CLUSTER},nw_dst={subnet},actions={incoming}"
         ),
         format!("table=0,priority=200,in_port=1,ip,nw_src={CLUSTER},actions={incoming}"),
+        format!("table=0,priority=200,in_port=1,ip,nw_dst={CLUSTER},actions={incoming}"),
         format!(
             "table=0,priority=200,in_port=2,arp,nw_src={gateway},nw_dst={CLUSTER},actions=goto_table:30"
         ),

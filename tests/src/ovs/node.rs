@@ -17,8 +17,8 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
-use egress_user::ovs::{Layout, Ovs};
+use anyhow::{Context, Result, bail};
+use egress_user::ovs::{Facts, Layout, Ovs, Presence};
 
 use super::instance::Instance;
 use super::netns::{Netns, run};
@@ -84,6 +84,17 @@ impl Node {
     /// The agent's view of this node's bridge.
     pub fn bridge(&self) -> Ovs {
         Ovs::at(self.ovs.rundir(), "br0", Self::GATEWAY)
+    }
+
+    /// What the agent finds out of it.
+    ///
+    /// # Errors
+    /// It is not there, or does not answer.
+    pub async fn facts(&self) -> Result<Facts> {
+        match self.bridge().presence().await? {
+            Presence::Present(facts) => Ok(facts),
+            Presence::Absent(why) => bail!("{}: {why}", self.site.name),
+        }
     }
 
     /// The node's first pod of the namespace.
