@@ -2,5 +2,6 @@
 
 pub mod gateway;
 pub mod netns;
+pub mod report;
 pub mod rig;
 pub mod traffic;

@@ -133,7 +133,7 @@ fn assert_seen(rig: &Rig, pod: &str, host: &str, id: u64, expected: Ipv4Addr) ->
     assert_eq!(tcp.peer(id).map(|peer| *peer.ip()), Some(expected), "TCP of {pod} at {host}");
     assert_eq!(udp.peer(id).map(|peer| *peer.ip()), Some(expected), "UDP of {pod} at {host}");
     let echo = capture
-        .find(Duration::from_secs(5), |packet| packet.protocol == 1)
+        .find(0, Duration::from_secs(5), |packet| packet.protocol == 1)
         .context("no echo request was captured")?;
     assert_eq!(echo.source, expected, "ping of {pod} at {host}");
     let strangers: Vec<_> = capture
