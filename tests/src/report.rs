@@ -140,6 +140,13 @@ impl<'a> Witness<'a> {
         })
     }
 
+    /// Lets every pod talk in every way, one after the other.
+    pub fn observe_all(&mut self) -> Result<Vec<Row>> {
+        let pods = &self.rig.pods;
+        let exchanges = pods.iter().flat_map(|pod| Protocol::ALL.map(|protocol| (pod, protocol)));
+        exchanges.map(|(pod, protocol)| self.observe(pod, protocol)).collect()
+    }
+
     /// The source of the first packet of an exchange, of those after the first `before`.
     fn first_packet(&self, before: usize, protocol: Protocol, id: u64) -> Option<Ipv4Addr> {
         let echo = |packet: &Packet| packet.payload.get(8..16) == Some(&id.to_be_bytes()[..]);

@@ -22,6 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Time for the agent to load its programs and claim its addresses.
 const READY: Duration = Duration::from_secs(30);
+/// Time for the agent to take back what it did to the node.
+const LEAVE: Duration = Duration::from_secs(10);
 
 /// Shows the gateway at work: what the outside sees of each pod's TCP, UDP and ping.
 #[derive(Parser)]
@@ -74,6 +76,9 @@ fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
         drop(agent);
         rig.keep();
         explain(&rig, pid);
+    } else if let Some(mut agent) = agent {
+        let status = agent.stop(LEAVE)?;
+        ensure!(status.success(), "the agent left with {status}; its log:\n{}", agent.log());
     }
     Ok(right)
 }
