@@ -3,26 +3,20 @@
 use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    process::Command,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use egress_tests::{
     gateway::Gateway,
     report::{Protocol, Witness},
-    rig::{
-        Rig, objects,
-        topology::{UPLINK, VXLAN_PORT},
-    },
+    rig::{Rig, topology::VXLAN_PORT},
     traffic::{
-        Capture, Download, PATIENCE, TcpServer, UdpServer, exchange_many, ping, tcp_exchange,
-        udp_exchange,
+        Capture, PATIENCE, TcpServer, UdpServer, exchange_many, ping, tcp_exchange, udp_exchange,
     },
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
 const MEBIBYTE: u64 = 1 << 20;
 
 /// The far host's server, and where it listens on every host.
@@ -32,20 +26,11 @@ const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 7000);
 /// The id of an exchange, as it is on the wire.
 const ONE: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
 
-/// The agent on the rig's egress node, with the objects of the origin notes, ready.
-fn gateway(rig: &Rig) -> Result<Gateway<'_>> {
-    let netns = rig.netns(&rig.egress.name);
-    let (config, objects) = (objects::agent_config(rig), objects::cluster_objects(rig));
-    let mut gateway = Gateway::new(netns, &config, &objects)?;
-    gateway.start(DEADLINE)?;
-    Ok(gateway)
-}
-
 #[test]
 #[ignore = "needs root"]
 fn every_pod_is_seen_with_the_egress_ip_of_its_namespace() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     let (tenants, others): (Vec<_>, Vec<_>) =
         rig.pods.iter().partition(|pod| pod.egress_ip.is_some());
     // Those without policy leave with their node's address: they come last, to keep the counters.
@@ -69,7 +54,7 @@ fn every_pod_is_seen_with_the_egress_ip_of_its_namespace() -> Result<()> {
 #[ignore = "needs root"]
 fn a_thousand_connections_carry_a_mebibyte_each_way() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     let server = TcpServer::start(rig.netns("far"), ANY)?;
     exchange_many(rig.netns("egress-test-1"), FAR, 0..1000, 8, MEBIBYTE)?;
     let peers = server.peers();
@@ -85,7 +70,7 @@ fn a_thousand_connections_carry_a_mebibyte_each_way() -> Result<()> {
 #[ignore = "needs root"]
 fn no_tenant_is_ever_seen_with_the_address_of_another() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     let server = TcpServer::start(rig.netns("far"), ANY)?;
     let pods = ["egress-test-1", "egress-test-2", "egress-test2-1", "egress-test3-1"];
     // All at once, so that pods ask for the same ports at the same time.
@@ -120,7 +105,7 @@ fn no_tenant_is_ever_seen_with_the_address_of_another() -> Result<()> {
 #[ignore = "needs root"]
 fn pods_with_the_same_source_port_get_mappings_of_their_own() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     let echo = UdpServer::start(rig.netns("far"), ANY)?;
     let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 40_000);
     let mut sockets = Vec::new();
@@ -146,7 +131,7 @@ fn pods_with_the_same_source_port_get_mappings_of_their_own() -> Result<()> {
 #[ignore = "needs root"]
 fn cluster_traffic_is_untouched() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     for (client, server) in [
         ("egress-test-1", "egress-test-3"),
         ("egress-test-3", "egress-test-1"),
@@ -180,7 +165,7 @@ fn cluster_traffic_is_untouched() -> Result<()> {
 #[ignore = "needs root"]
 fn a_connection_from_outside_to_an_egress_ip_is_refused() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     // A server of the node itself, at all its addresses: it must not be reached by this one.
     let _node = rig.netns(&rig.egress.name).run(|| TcpListener::bind(ANY))??;
     let pod = rig.pod("egress-test-1");
@@ -211,7 +196,7 @@ fn a_connection_from_outside_to_an_egress_ip_is_refused() -> Result<()> {
 #[ignore = "needs root"]
 fn a_tunnel_source_that_is_no_node_is_dropped() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = gateway(&rig)?;
+    let _gateway = Gateway::start(&rig)?;
     let _server = UdpServer::start(rig.netns("far"), ANY)?;
     let capture = Capture::start(rig.netns("far"), "eth0")?;
     let pod = rig.pod("egress-test-1");
@@ -229,63 +214,6 @@ fn a_tunnel_source_that_is_no_node_is_dropped() -> Result<()> {
     let intruder = capture.find(0, Duration::ZERO, |packet| packet.payload.ends_with(b"intruder"));
     assert_eq!(intruder, None, "an intruder's packet left the uplink");
     Ok(())
-}
-
-#[test]
-#[ignore = "needs root"]
-fn a_killed_agent_does_not_stop_traffic_and_the_next_one_takes_over() -> Result<()> {
-    let rig = Rig::up()?;
-    let mut gateway = gateway(&rig)?;
-    let server = TcpServer::start(rig.netns("far"), ANY)?;
-    let pod = rig.netns("egress-test-1");
-    let mut download = pod.run(|| Download::start(FAR, 1, 256 * MEBIBYTE))??;
-    download.read(8 * MEBIBYTE)?;
-    gateway.kill()?;
-    download.read(32 * MEBIBYTE).context("after the agent was killed")?;
-    pod.run(|| tcp_exchange(FAR, 2, MEBIBYTE))?.context("a new connection without agent")?;
-    gateway.start(DEADLINE)?;
-    download.read(32 * MEBIBYTE).context("after the agent was started again")?;
-    pod.run(|| tcp_exchange(FAR, 3, MEBIBYTE))?.context("a new connection with the new agent")?;
-    download.finish()?;
-    let status = gateway.egress(&["status"])?;
-    ensure!(status.status.success(), "egress status: {status:?}");
-    let expected = rig.pod("egress-test-1").egress_ip;
-    for id in 1..=3 {
-        assert_eq!(server.peer(id).map(|peer| *peer.ip()), expected, "exchange {id}");
-    }
-    assert_eq!(rig.untranslated()?, (0, 0));
-    Ok(())
-}
-
-#[test]
-#[ignore = "needs root"]
-fn a_stopped_agent_takes_its_addresses_with_it_and_leaves_the_others() -> Result<()> {
-    let rig = Rig::up()?;
-    let addresses = || uplink_addresses(&rig);
-    rig.netns(&rig.egress.name).ip(&format!("addr add 10.0.0.13/24 dev {UPLINK}"))?;
-    let mut gateway = gateway(&rig)?;
-    assert_eq!(addresses()?, ["10.0.0.11/24", "10.0.0.12/24", "10.0.0.13/24", "10.0.0.2/24"]);
-    let status = gateway.stop(DEADLINE)?;
-    assert!(status.success(), "{status}; {}", gateway.log());
-    assert_eq!(addresses()?, ["10.0.0.13/24", "10.0.0.2/24"]);
-    Ok(())
-}
-
-/// The addresses of the egress node's uplink, sorted as text.
-fn uplink_addresses(rig: &Rig) -> Result<Vec<String>> {
-    let mut ip = Command::new("ip");
-    let text =
-        rig.netns(&rig.egress.name).output(ip.args(["-j", "-4", "addr", "show", "dev", UPLINK]))?;
-    let json: serde_json::Value = serde_json::from_str(&text)?;
-    let list = json[0]["addr_info"].as_array().context("no addr_info")?;
-    let mut addresses: Vec<String> = list
-        .iter()
-        .map(|address| {
-            format!("{}/{}", address["local"].as_str().unwrap_or("?"), address["prefixlen"])
-        })
-        .collect();
-    addresses.sort();
-    Ok(addresses)
 }
 
 /// What a node would send through the tunnel: a VXLAN header, and a pod's UDP datagram with its

@@ -8,7 +8,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,14 +15,9 @@ use clap::Parser;
 use egress_tests::{
     gateway::Gateway,
     report::{Protocol, Row, Witness},
-    rig::{self, FIXED_PREFIX, Rig, Snat, objects},
+    rig::{self, FIXED_PREFIX, Rig, Snat},
 };
 use tokio::signal::unix::{SignalKind, signal};
-
-/// Time for the agent to load its programs and claim its addresses.
-const READY: Duration = Duration::from_secs(30);
-/// Time for the agent to take back what it did to the node.
-const LEAVE: Duration = Duration::from_secs(10);
 
 /// Shows the gateway at work: what the outside sees of each pod's TCP, UDP and ping.
 #[derive(Parser)]
@@ -56,14 +50,10 @@ fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
     let own_prefix = format!("eg{}-", std::process::id());
     let prefix = if cli.keep { FIXED_PREFIX } else { &own_prefix };
     let mut rig = Rig::up_as(prefix, Snat::Node)?;
-    let config = objects::agent_config(&rig);
-    let cluster = objects::cluster_objects(&rig);
     let mut agent = None;
     if !cli.without_agent {
         check(interrupted)?;
-        let mut gateway = Gateway::new(rig.netns(&rig.egress.name), &config, &cluster)?;
-        gateway.start(READY)?;
-        agent = Some(gateway);
+        agent = Some(Gateway::start(&rig)?);
     }
     let rows = observe(&rig, interrupted)?;
     print(&rows, cli.json)?;
@@ -77,7 +67,7 @@ fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
         rig.keep();
         explain(&rig, pid);
     } else if let Some(mut agent) = agent {
-        let status = agent.stop(LEAVE)?;
+        let status = agent.stop()?;
         ensure!(status.success(), "the agent left with {status}; its log:\n{}", agent.log());
     }
     Ok(right)
@@ -104,7 +94,7 @@ fn print(rows: &[Row], json: bool) -> Result<()> {
         return Ok(());
     }
     println!(
-        "{:<16}{:<14}{:>9}  {:<12}{:<10}{:<14}{:<14}",
+        "{:<16}{:<14}{:>9}  {:<12}{:<10}{:<14}{:<14}VERDICT",
         "POD", "NAMESPACE", "VNID", "MARK", "PROTOCOL", "EXPECTED", "SEEN"
     );
     for row in rows {
