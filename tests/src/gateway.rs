@@ -18,8 +18,13 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::netns::{Mounts, Netns, wait_until};
+use crate::{
+    netns::{Mounts, Netns, wait_until},
+    rig::{Rig, objects},
+};
 
+/// Time for the agent to load its programs and claim its addresses, or to take it all back.
+const DEADLINE: Duration = Duration::from_secs(30);
 const CONFIG: &str = "/run/agent.yaml";
 const OBJECTS: &str = "/run/objects.yaml";
 const NOTIFY: &str = "/run/notify";
@@ -52,8 +57,17 @@ impl<'a> Gateway<'a> {
         Ok(Self { netns, binary, mounts, notify, log, agent: None })
     }
 
+    /// The agent on the rig's egress node, ready, with the objects that fit the rig.
+    pub fn start(rig: &'a Rig) -> Result<Self> {
+        let netns = rig.netns(&rig.egress.name);
+        let (config, objects) = (objects::agent_config(rig), objects::cluster_objects(rig));
+        let mut gateway = Self::new(netns, &config, &objects)?;
+        gateway.run_agent()?;
+        Ok(gateway)
+    }
+
     /// Starts `egress run` and waits until it says that it is ready.
-    pub fn start(&mut self, deadline: Duration) -> Result<()> {
+    pub fn run_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         self.heard_ready();
         let mut command = Command::new(&self.binary);
@@ -66,7 +80,7 @@ impl<'a> Gateway<'a> {
         self.agent = Some(self.netns.spawn(&self.mounts, &mut command)?);
         let mut ended = None;
         let mut ready = false;
-        wait_until(deadline, || {
+        wait_until(DEADLINE, || {
             ended = self.agent.as_mut().and_then(|agent| agent.try_wait().ok().flatten());
             ready = self.heard_ready();
             ready || ended.is_some()
@@ -79,7 +93,7 @@ impl<'a> Gateway<'a> {
             self.agent = None;
             bail!("the agent ended before it was ready ({status}); its log:\n{log}");
         }
-        bail!("the agent is not ready after {deadline:?}; its log:\n{log}")
+        bail!("the agent is not ready after {DEADLINE:?}; its log:\n{log}")
     }
 
     /// Whether the agent has sent `READY=1` since the last call.
@@ -111,19 +125,19 @@ impl<'a> Gateway<'a> {
     }
 
     /// SIGTERM, and how the agent ended. Past the deadline it is killed, which is an error.
-    pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
+    pub fn stop(&mut self) -> Result<ExitStatus> {
         let mut agent = self.agent.take().context("no agent runs")?;
         kill(Pid::from_raw(agent.id().cast_signed()), Signal::SIGTERM)
             .context("send SIGTERM to the agent")?;
         let mut status = None;
-        wait_until(deadline, || {
+        wait_until(DEADLINE, || {
             status = agent.try_wait().ok().flatten();
             status.is_some()
         });
         let Some(status) = status else {
             agent.kill().context("kill the agent")?;
             agent.wait().context("wait for the killed agent")?;
-            bail!("the agent still ran {deadline:?} after SIGTERM; its log:\n{}", self.log());
+            bail!("the agent still ran {DEADLINE:?} after SIGTERM; its log:\n{}", self.log());
         };
         Ok(status)
     }
@@ -134,11 +148,6 @@ impl<'a> Gateway<'a> {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.netns.spawn(&self.mounts, &mut command)?;
         child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
-    }
-
-    /// Runs a closure where the agent is: in its network and mount namespace.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        self.netns.run_in(&self.mounts, work)
     }
 
     /// All that agents have written so far.

@@ -2,6 +2,7 @@
 pub mod gateway;
 pub mod netns;
 pub mod ovs;
+pub mod report;
 pub mod rig;
 pub mod single;
 pub mod traffic;

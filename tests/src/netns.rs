@@ -7,6 +7,7 @@
 use std::{
     fs::File,
     io::Write as _,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -32,9 +33,15 @@ pub struct Netns {
 impl Netns {
     /// Makes the namespace, with its loopback up and IPv6 off. Fails if the name is taken.
     pub fn create(name: &str) -> Result<Self> {
-        run(Command::new("ip").args(["netns", "add", name]), None)
-            .with_context(|| format!("make network namespace {name}; this needs root"))?;
-        let mut netns = Self::open(name)?;
+        ensure!(!exists(name), "network namespace {name} exists already");
+        let added = run(Command::new("ip").args(["netns", "add", name]), None)
+            .and_then(|_| Self::open(name))
+            .with_context(|| format!("make network namespace {name}; this needs root"));
+        if added.is_err() {
+            // A failed `ip` may leave the name behind.
+            let _ = remove(name);
+        }
+        let mut netns = added?;
         netns.keep = false;
         for key in ["ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"] {
             netns.sysctl(key, "1")?;
@@ -125,9 +132,10 @@ impl Netns {
         self.run(|| mounts.enter().map(|()| work()))?
     }
 
-    /// Starts a process inside the namespace and the mounts.
+    /// Starts a process inside the namespace and the mounts. The terminal's Ctrl-C does not reach
+    /// it: whoever started it decides when it ends.
     pub fn spawn(&self, mounts: &Mounts, command: &mut Command) -> Result<Child> {
-        self.run_in(mounts, || command.spawn())?
+        self.run_in(mounts, || command.process_group(0).spawn())?
             .with_context(|| format!("start {}", command.get_program().to_string_lossy()))
     }
 }
@@ -219,7 +227,8 @@ pub fn wait_until(deadline: Duration, mut condition: impl FnMut() -> bool) -> bo
 fn run(command: &mut Command, input: Option<&str>) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Ctrl-C is for us alone: a command cut off halfway would leave half of what it does.
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

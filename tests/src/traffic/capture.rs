@@ -118,12 +118,18 @@ impl Capture {
         self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The first packet of which the condition holds, waiting for it until the deadline.
-    pub fn find(&self, deadline: Duration, condition: impl Fn(&Packet) -> bool) -> Option<Packet> {
+    /// The first packet of which the condition holds, waiting for it until the deadline. The first
+    /// `skip` packets of the capture are passed over.
+    pub fn find(
+        &self,
+        skip: usize,
+        deadline: Duration,
+        condition: impl Fn(&Packet) -> bool,
+    ) -> Option<Packet> {
         let mut found = None;
         wait_until(deadline, || {
             let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
-            found = packets.iter().find(|packet| condition(packet)).cloned();
+            found = packets.iter().skip(skip).find(|packet| condition(packet)).cloned();
             found.is_some()
         });
         found

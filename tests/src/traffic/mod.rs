@@ -18,4 +18,4 @@ pub use tcp::{Download, TcpServer, exchange_many, tcp_exchange};
 pub use udp::{UdpServer, udp_exchange};
 
 /// How long a client waits for the other side before it gives up.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);

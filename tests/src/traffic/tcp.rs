@@ -194,7 +194,7 @@ impl Download {
         Ok(Self { stream, id, done: 0, length })
     }
 
-    /// Reads and compares `length` more bytes, a multiple of 8.
+    /// Reads and compares `length` more bytes.
     pub fn read(&mut self, length: u64) -> Result<()> {
         pattern::expect(&mut self.stream, !self.id, self.done, length)?;
         self.done += length;
