@@ -33,7 +33,7 @@ impl Moment {
     }
 
     #[inline(always)]
-    fn of(word: u64) -> Self {
+    pub fn of(word: u64) -> Self {
         Self { last_seen: (word >> 32) as u32, flags: word as u32 }
     }
 }

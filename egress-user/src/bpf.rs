@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapInfo, PerCpuArray},
@@ -128,12 +128,6 @@ impl DataPlane {
         Ok(Self { ebpf, pins })
     }
 
-    /// The programs' log, forwarded to the caller's logger. `None` when no log statement survived
-    /// compilation.
-    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
-    }
-
     fn link_pin(&self, hook: Hook, interface: &str) -> PathBuf {
         self.pins.join("links").join(format!("{hook}-{interface}"))
     }
@@ -175,22 +169,17 @@ impl DataPlane {
         Ok(())
     }
 
-    fn map(&self, name: &str) -> Result<&aya::maps::Map> {
-        self.ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))
-    }
-
     /// The maps, typed. They live as long as anything holds or pins them.
     pub fn maps(&self) -> Result<Maps> {
         Maps::open(&self.pins)
     }
+}
 
-    /// How many flows the tables hold at most.
-    pub fn flow_capacity(&self) -> Result<u32> {
-        match self.map("flows_reply")? {
-            aya::maps::Map::HashMap(data) => Ok(data.info()?.max_entries()),
-            _ => bail!("flows_reply is no hash map"),
-        }
-    }
+/// How many flows the pinned tables hold at most.
+pub fn flow_capacity(pins: &Path) -> Result<u32> {
+    let pin = pins.join("maps/flows_reply");
+    let info = MapInfo::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+    Ok(info.max_entries())
 }
 
 /// The link of a predecessor with our program in it, if there is one that still works.

@@ -12,10 +12,16 @@ pub enum Reason {
     DuplicateNamespace,
     /// Several nodes list the egress IP.
     DuplicateNode,
+    /// The agent tried, and tries again: the message says what failed.
+    Failed,
     /// The object, or a value in it, is malformed.
     Invalid,
     /// The egress IP is a node's own address.
     IsNodeIP,
+    /// A configured device does not exist.
+    NoDevice,
+    /// Open vSwitch is wanted, and is not there.
+    NoOpenVSwitch,
     /// The egress IP is outside its node's subnet.
     NotInSubnet,
     /// The egress IP's node is offline.
@@ -53,8 +59,11 @@ mod tests {
             Duplicate,
             DuplicateNamespace,
             DuplicateNode,
+            Failed,
             Invalid,
             IsNodeIP,
+            NoDevice,
+            NoOpenVSwitch,
             NotInSubnet,
             Offline,
             SameNodeTwice,

@@ -34,6 +34,7 @@ pub struct AgentConfig {
     pub compat: Compat,
     pub data_path: DataPath,
     pub flows: Flows,
+    pub policies: Policies,
     pub ports: Ports,
     pub timeouts: Timeouts,
     pub announce: Announce,
@@ -134,6 +135,13 @@ pub struct Flows {
 }
 
 /// The ports that translation may use, both ends included.
+/// How many VNIDs can have a policy here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policies {
+    pub max: u32,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ports {
@@ -208,6 +216,7 @@ impl Default for AgentConfig {
             compat: Compat::default(),
             data_path: DataPath::default(),
             flows: Flows::default(),
+            policies: Policies::default(),
             ports: Ports::default(),
             timeouts: Timeouts::default(),
             announce: Announce::default(),
@@ -226,6 +235,12 @@ impl Default for Tunnel {
 impl Default for Flows {
     fn default() -> Self {
         Self { max: 1 << 20, max_per_vnid: 0 }
+    }
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self { max: 16384 }
     }
 }
 
@@ -289,6 +304,9 @@ impl AgentConfig {
         }
         if self.flows.max == 0 {
             return Err("flows.max: 0 leaves no room for any flow".into());
+        }
+        if self.policies.max == 0 {
+            return Err("policies.max: 0 leaves no room for any VNID".into());
         }
         for (key, value, _, _) in self.timeouts.with_minimum() {
             if value < Duration::from_secs(1) {

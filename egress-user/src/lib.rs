@@ -1,4 +1,5 @@
 //! The agent of the egress gateway: decisions in `plan`, hands in `reconcile`.
+pub mod agent;
 pub mod arp;
 pub mod bpf;
 pub mod cidr;
@@ -13,3 +14,4 @@ pub mod ovs;
 pub mod plan;
 pub mod reconcile;
 pub mod source;
+pub mod sweep;

@@ -2,4 +2,6 @@
 //! is desired, and applies it. None of them decides. Run twice, the second run changes nothing.
 pub mod addresses;
 pub mod announce;
+pub mod attachments;
 pub mod flows;
+pub mod maps;

@@ -4,17 +4,22 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod cleanup;
 mod completions;
 mod explain;
 mod input;
 mod plan;
+mod run;
+mod status;
 mod vnid;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; whatever conditions a plan has
   1  done, but some objects were refused: each is named on standard error and is as if absent
-  2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used";
+  2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used
+  3  this node is not fit for it, or there is nothing here: no privileges, kernel too old, device or
+     address missing, pinned maps of another layout, no agent";
 
 /// Fixed source addresses for the tenants of a VXLAN network.
 #[derive(Debug, Parser)]
@@ -26,6 +31,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run the agent: until SIGTERM, then give back the addresses
+    Run(run::Args),
+    /// Show what is hosted, attached and counted here
+    Status(status::Args),
+    /// Remove every trace: programs, maps, flows, addresses of a killed agent
+    Cleanup(cleanup::Args),
     /// Print what a node would do for these objects; needs neither root nor the node
     Plan(plan::Args),
     /// Say why a namespace, a VNID or an egress IP gets what it gets
@@ -42,6 +53,8 @@ pub enum Exit {
     Done,
     /// Some objects were refused.
     Refused,
+    /// This node is not fit, or there is nothing here; the reason is on standard error.
+    Unfit,
 }
 
 /// The form of what a verb prints.
@@ -59,6 +72,7 @@ pub fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(Exit::Done) => ExitCode::SUCCESS,
         Ok(Exit::Refused) => ExitCode::from(1),
+        Ok(Exit::Unfit) => ExitCode::from(3),
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("egress: {error:#}");
@@ -69,11 +83,31 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Exit> {
     match cli.verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Status(args) => status::run(args),
+        Verb::Cleanup(args) => cleanup::run(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Vnid(args) => vnid::run(args),
         Verb::Completions(args) => completions::run(args),
     }
+}
+
+/// Says why this node is not fit.
+fn unfit(error: &anyhow::Error) -> Exit {
+    eprintln!("egress: {error:#}");
+    Exit::Unfit
+}
+
+/// Where things are on this node.
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// The mounted bpffs that programs and maps are pinned below
+    #[arg(long, value_name = "DIR", default_value = crate::bpf::BPFFS)]
+    bpffs: std::path::PathBuf,
+    /// Where the agent keeps what it knows; gone with the next boot
+    #[arg(long, value_name = "DIR", default_value = "/run/egress")]
+    run_dir: std::path::PathBuf,
 }
 
 /// Writes to standard output; the reader may have gone (`egress plan … | head`).

@@ -1,2 +1,3 @@
 //! Where objects come from.
 pub mod files;
+pub mod watch;

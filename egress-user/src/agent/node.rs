@@ -1,0 +1,75 @@
+//! What this node is and has: its identity, its devices, its Open vSwitch.
+use anyhow::{Result, anyhow};
+
+use crate::{
+    bpf::Hook,
+    config::{AgentConfig, Device, Enabled},
+    identity::{self, Identity, NodeSettings},
+    netlink::{Link, Netlink},
+    ovs::Ovs,
+    reconcile::attachments::Place,
+};
+
+/// The devices that packets come by, as far as they exist.
+#[derive(Debug, Clone, Default)]
+pub struct Devices {
+    pub tunnel: Option<Link>,
+    pub gateway: Option<Link>,
+    /// Configured by name, and not there.
+    pub missing: Vec<String>,
+}
+
+impl Devices {
+    /// Which program belongs where. The guard first: from then on nothing slips out.
+    pub fn places(&self, identity: &Identity) -> Vec<Place> {
+        let uplink = &identity.uplink.name;
+        let mut places =
+            vec![(Hook::UplinkEgress, uplink.clone()), (Hook::UplinkIngress, uplink.clone())];
+        places.extend(self.gateway.iter().map(|link| (Hook::GatewayIngress, link.name.clone())));
+        places.extend(self.tunnel.iter().map(|link| (Hook::TunnelIngress, link.name.clone())));
+        places
+    }
+}
+
+/// # Errors
+/// The node does not know itself: the message names the cure.
+pub async fn identify(netlink: &Netlink, config: &AgentConfig) -> Result<Identity> {
+    let settings = NodeSettings {
+        name: config.node.name.clone(),
+        ip: config.node.ip.map(|ip| ip.address),
+        uplink: named(&config.node.uplink).map(str::to_owned),
+    };
+    identity::identify(netlink, &settings).await?.map_err(|why| anyhow!("{}: {why}", why.reason()))
+}
+
+/// Looks for the tunnel and the gateway device. `auto` is OVS's name for the tunnel device.
+pub async fn devices(netlink: &Netlink, config: &AgentConfig) -> Result<Devices> {
+    let mut devices = Devices::default();
+    let automatic = format!("vxlan_sys_{}", config.tunnel.port);
+    let tunnel = named(&config.tunnel.device);
+    devices.tunnel = netlink.link_by_name(tunnel.unwrap_or(&automatic)).await?;
+    devices.gateway = match &config.gateway {
+        Some(name) => netlink.link_by_name(name).await?,
+        None => None,
+    };
+    let found = [(tunnel, &devices.tunnel), (config.gateway.as_deref(), &devices.gateway)];
+    devices.missing = found
+        .into_iter()
+        .filter_map(|(name, link)| name.filter(|_| link.is_none()))
+        .map(str::to_owned)
+        .collect();
+    Ok(devices)
+}
+
+fn named(device: &Device) -> Option<&str> {
+    match device {
+        Device::Named(name) => Some(name),
+        Device::Auto => None,
+    }
+}
+
+/// The bridge, unless it is switched off.
+pub fn ovs(config: &AgentConfig) -> Option<Ovs> {
+    let gateway = config.gateway.as_deref().unwrap_or("tun0");
+    (config.ovs.enabled != Enabled::No).then(|| Ovs::from_env(&config.ovs.bridge, gateway))
+}

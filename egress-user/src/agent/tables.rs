@@ -1,0 +1,136 @@
+//! From a plan and a node to what the maps and the uplink shall hold. Pure.
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+
+use anyhow::{Result, ensure};
+use bytemuck::Zeroable;
+use egress_common::{
+    abi::{Config, MAX_NETWORKS, Network, TICK_SHIFT, data_path},
+    mark::Layout,
+    port,
+};
+
+use super::node::Devices;
+use crate::{
+    cidr::Cidr,
+    config::{AgentConfig, DataPath},
+    identity::Identity,
+    model::Objects,
+    ovs,
+    plan::{Action, Plan},
+    reconcile::{
+        addresses::EgressAddress,
+        maps::{Desired, Tenant},
+    },
+};
+
+/// What the settings in the maps are made of.
+pub struct Node<'a> {
+    pub config: &'a AgentConfig,
+    pub objects: &'a Objects,
+    pub identity: &'a Identity,
+    pub devices: &'a Devices,
+    pub ovs: Option<&'a ovs::Facts>,
+    /// Of cached next hops.
+    pub generation: u32,
+}
+
+/// The settings for the programs.
+///
+/// # Errors
+/// More networks than the map has room for.
+pub fn config(node: &Node<'_>) -> Result<Config> {
+    let Node { config, objects, identity, devices, .. } = node;
+    let mut cluster: BTreeSet<Cidr> = config.cluster_networks.iter().copied().collect();
+    let mut service: BTreeSet<Cidr> = config.service_networks.iter().copied().collect();
+    for object in objects.cluster_networks.values() {
+        cluster.extend(&object.cluster_networks);
+        service.extend(object.service_network);
+    }
+    let count = cluster.len() + service.len();
+    ensure!(
+        count <= MAX_NETWORKS,
+        "{count} cluster and service networks: the programs have room for {MAX_NETWORKS}; join \
+         neighbouring ones"
+    );
+    let mut networks = [Network::zeroed(); MAX_NETWORKS];
+    for (place, cidr) in networks.iter_mut().zip(cluster.iter().chain(&service)) {
+        *place = network(*cidr);
+    }
+    let ports = u32::from(config.ports.to) - u32::from(config.ports.from) + 1;
+    Ok(Config {
+        node: identity.ip.octets(),
+        vxlan_port: config.tunnel.port.to_be_bytes(),
+        masquerade_bit: config.masquerade_bit,
+        mark_old: u8::from(layout(config, node.ovs) == Layout::Old),
+        data_path: match config.data_path {
+            DataPath::Stack => data_path::STACK,
+            DataPath::Auto | DataPath::Tc | DataPath::Xdp => data_path::TC,
+        },
+        tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
+        gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
+        next_hop_generation: node.generation,
+        tcp_established: ticks(config.timeouts.tcp_established),
+        tcp_transitory: ticks(config.timeouts.tcp_transitory),
+        udp: ticks(config.timeouts.udp),
+        icmp: ticks(config.timeouts.icmp),
+        port_from: config.ports.from.into(),
+        port_count: ports,
+        port_step: port::step(ports),
+        cluster_networks: cluster.len() as u32,
+        network_count: count as u32,
+        networks,
+        ..Config::zeroed()
+    })
+}
+
+fn network(cidr: Cidr) -> Network {
+    let mask = u32::MAX.checked_shl(32 - u32::from(cidr.prefix_len())).unwrap_or(0);
+    Network { address: cidr.network().to_bits(), mask }
+}
+
+/// Rounded up: nothing expires before its time.
+fn ticks(duration: Duration) -> u32 {
+    let tick = 1_u128 << TICK_SHIFT;
+    u32::try_from(duration.as_nanos().div_ceil(tick)).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
+}
+
+/// The configured layout, else that of the bridge, else the new one.
+pub fn layout(config: &AgentConfig, ovs: Option<&ovs::Facts>) -> Layout {
+    let found = || match ovs?.layout()? {
+        ovs::Layout::Old => Some(Layout::Old),
+        ovs::Layout::New => Some(Layout::New),
+    };
+    config.compat.layout().or_else(found).unwrap_or(Layout::New)
+}
+
+/// Every VNID that asks for egress IPs: translated to the one that lives here, else dropped here.
+pub fn desired(plan: &Plan, objects: &Objects, identity: &Identity) -> Desired {
+    let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
+    let uplink = identity.uplink.index;
+    let policies = plan
+        .policies
+        .iter()
+        .map(|policy| {
+            let hosted = policy.egress_ips.iter().find(|ip| here.contains(ip));
+            let tenant = match (policy.action, hosted) {
+                (Action::Snat, Some(ip)) => Tenant::Snat { egress_ip: *ip, uplink },
+                _ => Tenant::Drop,
+            };
+            (policy.vnid, tenant)
+        })
+        .collect();
+    let nodes = objects.host_subnets.values().map(|node| node.host_ip).collect();
+    Desired { policies, nodes }
+}
+
+/// The egress IPs as they shall be on the uplink.
+pub fn addresses(plan: &Plan, identity: &Identity) -> BTreeSet<EgressAddress> {
+    plan.addresses
+        .iter()
+        .map(|address| EgressAddress {
+            ip: address.ip,
+            prefix_len: address.prefix_len.unwrap_or(identity.prefix_len),
+            label: address.label.clone(),
+        })
+        .collect()
+}
