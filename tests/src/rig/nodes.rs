@@ -122,6 +122,9 @@ pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result
         )?;
     }
     netns.ip(&batch)?;
+    // The bridge is no host: without this the kernel answers on it for the gateway's address, and
+    // a local pod's packets reach the stack without ever passing the gateway device.
+    netns.sysctl(&format!("ipv4/conf/{BRIDGE}/arp_ignore"), "8")?;
     let entry = format!("fdb add {gateway_mac} dev {GATEWAY_PORT} master static");
     netns.output(Command::new("bridge").args(entry.split(' ')))?;
     netns.nft(&format!(
