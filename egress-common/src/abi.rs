@@ -64,6 +64,10 @@ pub struct Config {
     pub tunnel: u32,
     /// Interface of the gateway device; 0: none.
     pub gateway: u32,
+    /// Interface that VXLAN comes and goes by.
+    pub uplink: u32,
+    /// The biggest inner packet that goes through the tunnel whole.
+    pub tunnel_mtu: u32,
     /// Raised when a route, a neighbour or a link changed: cached next hops of an older one lapse.
     pub next_hop_generation: u32,
     /// Ticks.
@@ -325,6 +329,17 @@ pub struct SlotCounters {
     pub reply_bytes: u64,
     pub flows: u64,
     pub dropped: u64,
+}
+
+/// A node of the cluster, and the next hop towards it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NodeHop {
+    pub macs: MacWords,
+    /// The `next_hop_generation` that `macs` were found under; 0: not known.
+    pub generation: u32,
+    /// Ticks: when the neighbour was last asked for.
+    pub asked: u32,
 }
 
 /// The paths that translated packets take, an index into the `paths` map.

@@ -338,5 +338,6 @@ pub fn way_back(flow: &ReplyFlow) -> Way {
     } else {
         By::Stack
     };
-    Way { by, ifindex: flow.ifindex, macs: flow.macs, vnid: flow.vnid, node: flow.node }
+    let ReplyFlow { ifindex, macs, vnid, node, tag, .. } = *flow;
+    Way { by, ifindex, macs, vnid, node, entropy: tag }
 }

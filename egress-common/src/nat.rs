@@ -47,6 +47,8 @@ pub struct Way {
     pub vnid: u32,
     /// The tunnel's far end.
     pub node: [u8; 4],
+    /// Through the tunnel: a number of the flow's own, for the outer source port (RFC 7348, 5).
+    pub entropy: u32,
 }
 
 /// How a packet goes its [`Way`].
@@ -165,8 +167,7 @@ pub fn translate_original<P: Packet, T: Tables>(
         by: if scratch.macs_known == 1 { By::Link } else { By::Neighbour },
         ifindex: slot.uplink,
         macs: scratch.macs,
-        vnid: 0,
-        node: [0; 4],
+        ..Way::default()
     };
     scratch.translation.rewrite = rewrite(&ip, transport, Side::Source, source, origin.hop)?;
     Ok(Verdict::Translate)

@@ -12,7 +12,7 @@ use egress_common::{
     reason::Reason,
     rewrite::Hop,
     tables::Tables,
-    wire::{Ipv4, Packet},
+    wire::Ipv4,
 };
 
 use crate::{
@@ -20,7 +20,8 @@ use crate::{
         Maps, count_path, count_reason, is_node, may_answer, remember_origin, scratch,
         slot_counters, stack_origin, vnid_of_pod,
     },
-    tc::{Skb, act, layout},
+    tc::{At, ETH_LEN, Skb, act, layout},
+    underlay,
 };
 
 /// A packet out of the tunnel device.
@@ -53,7 +54,7 @@ pub fn uplink_egress(context: &TcContext) -> i32 {
 
 /// A packet that is not treated is dropped, and its reason counted.
 #[inline(always)]
-fn counted(result: Result<i32, Reason>) -> i32 {
+pub fn counted(result: Result<i32, Reason>) -> i32 {
     match result {
         Ok(action) => action,
         Err(reason) => {
@@ -72,7 +73,7 @@ fn from_tunnel(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
-    let macs = skb.macs_back().ok_or(Reason::Malformed)?;
+    let macs = skb.macs_back(0).ok_or(Reason::Malformed)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
     scratch.origin = Origin { vnid, node, ifindex: skb.ifindex(), macs, hop: Hop::Program };
     send_original(skb, scratch, Path::Tunnel)
@@ -83,9 +84,9 @@ fn from_gateway(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
-    skb.pull();
+    skb.pull::<{ ETH_LEN + 60 }>();
     let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
-    let macs = skb.macs_back().ok_or(Reason::Malformed)?;
+    let macs = skb.macs_back(0).ok_or(Reason::Malformed)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
     scratch.origin = Origin { vnid, node: [0; 4], ifindex: skb.ifindex(), macs, hop: Hop::Program };
     send_original(skb, scratch, Path::Gateway)
@@ -97,20 +98,20 @@ fn vnid_of(skb: &Skb) -> Option<u32> {
     let maps = Maps { context: skb.context() };
     let config = maps.config()?;
     match skb.mark() {
-        0 => vnid_of_pod(Ipv4::read(skb, 0)?.source),
+        0 => vnid_of_pod(Ipv4::read(&At::<ETH_LEN>(*skb), 0)?.source),
         value => vnid_of_mark(value, config.masquerade_bit, layout(config)),
     }
 }
 
 #[inline(always)]
 fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Reason> {
-    skb.pull();
+    skb.pull::<{ ETH_LEN + 60 }>();
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
     if config.data_path == data_path::STACK {
         return Ok(mark_for_stack(skb, &scratch.origin));
     }
-    match ask_original(skb, scratch) {
+    match ask_original::<ETH_LEN>(skb, scratch) {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
         said::ANSWER => answer_pod(skb, scratch),
@@ -126,7 +127,7 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
 }
 
 /// What the engine said, as a number: all that a function of a program can return.
-mod said {
+pub mod said {
     pub const PASS: u32 = 0;
     pub const TRANSLATE: u32 = 1;
     pub const ANSWER: u32 = 2;
@@ -136,15 +137,15 @@ mod said {
 
 /// The engine, in a function of its own: its frame is not the hook's.
 #[inline(never)]
-fn ask_original(skb: &Skb, scratch: &mut Scratch) -> u32 {
+pub fn ask_original<const BASE: usize>(skb: &Skb, scratch: &mut Scratch) -> u32 {
     let maps = Maps { context: skb.context() };
-    said(translate_original(skb, &maps, scratch))
+    said(translate_original(&At::<BASE>(*skb), &maps, scratch))
 }
 
 #[inline(never)]
 fn ask_reply(skb: &Skb, scratch: &mut Scratch) -> u32 {
     let maps = Maps { context: skb.context() };
-    said(translate_reply(skb, &maps, scratch))
+    said(translate_reply(&At::<ETH_LEN>(*skb), &maps, scratch))
 }
 
 #[inline(always)]
@@ -161,10 +162,10 @@ fn said(verdict: Result<Verdict, Reason>) -> u32 {
 }
 
 #[inline(always)]
-fn count_original(skb: &Skb, translation: &Translation) {
+pub fn count_original(skb: &Skb, translation: &Translation) {
     if let Some(counters) = slot_counters(translation.slot) {
         counters.original_packets += 1;
-        counters.original_bytes += skb.length();
+        counters.original_bytes += u64::from(skb.frame_length());
     }
 }
 
@@ -173,7 +174,7 @@ fn count_original(skb: &Skb, translation: &Translation) {
 fn mark_for_stack(skb: &Skb, origin: &Origin) -> i32 {
     let maps = Maps { context: skb.context() };
     let Some(config) = maps.config() else { return act::DROP };
-    let Some(ip) = Ipv4::read(skb, 0) else { return act::PASS };
+    let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return act::PASS };
     if maps.policy(origin.vnid).is_none() || config.is_untouched(ip.destination) {
         return act::PASS;
     }
@@ -192,9 +193,13 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
-    skb.pull();
+    skb.pull::<{ ETH_LEN + 60 }>();
     let maps = Maps { context: skb.context() };
+    let config = maps.config().ok_or(Reason::NotReady)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
+    if skb.bytes::<4>(ETH_LEN + 16) == Some(config.node) {
+        return underlay::receive(skb, config, scratch);
+    }
     match ask_reply(skb, scratch) {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
@@ -202,14 +207,18 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
         _ => {
             let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
-            count_path(match translation.way.by {
-                By::Link => Path::ReplyGateway,
-                _ => Path::ReplyTunnel,
-            });
             if let Some(counters) = slot_counters(translation.slot) {
                 counters.reply_packets += 1;
-                counters.reply_bytes += skb.length();
+                counters.reply_bytes += u64::from(skb.frame_length());
             }
+            if translation.way.by == By::Tunnel && underlay::carries(skb, config) {
+                return Ok(underlay::transmit(skb, config, &translation.way));
+            }
+            count_path(if translation.way.by == By::Link {
+                Path::ReplyGateway
+            } else {
+                Path::ReplyTunnel
+            });
             Ok(send(skb, &translation.way))
         }
     }
@@ -220,11 +229,11 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
-    skb.pull();
+    skb.pull::<{ ETH_LEN + 60 }>();
     let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
-    let Some(ip) = Ipv4::read(skb, 0) else { return Err(Reason::Malformed) };
+    let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Err(Reason::Malformed) };
     if config.is_untouched(ip.destination) || leaves_translated(ip.source, vnid, &maps)? {
         return Ok(act::PASS);
     }
@@ -235,7 +244,7 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     let origin = Origin { vnid, node, ifindex, macs, hop: Hop::Stack };
     let scratch = scratch().ok_or(Reason::NotReady)?;
     scratch.origin = origin;
-    match ask_original(skb, scratch) {
+    match ask_original::<ETH_LEN>(skb, scratch) {
         said::PASS | said::ANSWER => Err(Reason::Untranslated),
         said::DROP => Ok(act::DROP),
         _ => {
@@ -251,7 +260,7 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
 
 /// A function of its own for the sake of the stack.
 #[inline(never)]
-fn send(skb: &Skb, way: &Way) -> i32 {
+pub fn send(skb: &Skb, way: &Way) -> i32 {
     counted(go(skb, way))
 }
 
@@ -282,13 +291,13 @@ fn answer_pod(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
     let origin = &scratch.origin;
     let by = if origin.node == [0; 4] { By::Link } else { By::Tunnel };
     let Origin { ifindex, macs, vnid, node, .. } = *origin;
-    Ok(send(skb, &Way { by, ifindex, macs, vnid, node }))
+    Ok(send(skb, &Way { by, ifindex, macs, vnid, node, entropy: 0 }))
 }
 
 /// Turns a packet from outside into the answer to it, and sends it back out of the uplink.
 #[inline(always)]
 fn answer_outside(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
-    let macs = skb.macs_back().ok_or(scratch.answer.reason)?;
+    let macs = skb.macs_back(0).ok_or(scratch.answer.reason)?;
     become_answer(skb, &scratch.answer)?;
     Ok(send(skb, &Way { by: By::Link, ifindex: skb.ifindex(), macs, ..Way::default() }))
 }
@@ -299,18 +308,19 @@ fn answer_outside(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
 #[inline(never)]
 fn become_answer(skb: &Skb, answer: &Answer) -> Result<(), Reason> {
     let maps = Maps { context: skb.context() };
-    let ip = Ipv4::read(skb, 0).ok_or(Reason::Malformed)?;
+    let ip = Ipv4::read(&At::<ETH_LEN>(*skb), 0).ok_or(Reason::Malformed)?;
     if !may_answer(maps.now()) {
         return Err(answer.reason);
     }
     match answer.kind {
         AnswerKind::Reset => {
-            let packet = answer::reset(skb, &ip).ok_or(answer.reason)?;
+            let packet = answer::reset(&At::<ETH_LEN>(*skb), &ip).ok_or(answer.reason)?;
             skb.replace(packet)?;
         }
         AnswerKind::Icmp { kind, code } => {
-            let packet = answer::icmp_error(skb, &ip, answer.from, kind, code, [0; 4])
-                .ok_or(answer.reason)?;
+            let packet =
+                answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer.from, kind, code, [0; 4])
+                    .ok_or(answer.reason)?;
             skb.replace(packet)?;
         }
     }

@@ -5,6 +5,7 @@
 mod hooks;
 mod maps;
 mod tc;
+mod underlay;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 

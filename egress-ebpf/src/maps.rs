@@ -12,8 +12,8 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use egress_common::{
     abi::{
-        Claim, Config, MacWords, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey, Slot,
-        SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
+        Claim, Config, MacWords, NodeHop, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey,
+        Slot, SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
     },
     flow::Scratch,
     reason::{REASON_COUNT, Reason},
@@ -42,7 +42,7 @@ const SLOTS: u32 = 16384;
 #[map(name = "config")]
 static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map(name = "nodes")]
-static NODES: HashMap<[u8; 4], u32> = HashMap::pinned(16384, 0);
+static NODES: HashMap<[u8; 4], NodeHop> = HashMap::pinned(16384, 0);
 /// Pod address to VNID, for pods whose packets arrive without a mark.
 #[map(name = "pods")]
 static PODS: HashMap<[u8; 4], u32> = HashMap::pinned(16384, 0);
@@ -225,6 +225,13 @@ pub fn mac_words(destination: [u8; 6], source: [u8; 6]) -> MacWords {
 #[inline(always)]
 pub fn is_node(address: [u8; 4]) -> bool {
     NODES.get_ptr(address).is_some()
+}
+
+/// The cached next hop of a known node.
+#[inline(always)]
+pub fn node_hop(node: [u8; 4]) -> Option<&'static mut NodeHop> {
+    // SAFETY: words that CPUs may write at once; a mixture is one frame to a wrong address.
+    NODES.get_ptr_mut(node).map(|hop| unsafe { &mut *hop })
 }
 
 #[inline(always)]

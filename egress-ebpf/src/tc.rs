@@ -5,7 +5,8 @@
 //! CHECKSUM_PARTIAL (the field holds the pseudo header's sum) or CHECKSUM_COMPLETE.
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key,
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
     },
     helpers::generated as kernel,
     programs::TcContext,
@@ -27,7 +28,7 @@ pub const ETH_LEN: usize = 14;
 const ETH_P_IP: [u8; 2] = [0x08, 0x00];
 /// No packet field the engine reads begins further in than this (two IPv4 headers with options,
 /// an ICMP header and a TCP checksum).
-const MAX_OFFSET: usize = 192;
+const MAX_OFFSET: usize = 256;
 
 /// What a program returns: see `include/uapi/linux/pkt_cls.h`.
 pub mod act {
@@ -36,22 +37,25 @@ pub mod act {
     pub const DROP: i32 = 2;
 }
 
-/// A packet on tc; offsets are from its IPv4 header.
+/// A packet on tc.
 #[derive(Clone, Copy)]
 pub struct Skb {
     skb: *mut __sk_buff,
 }
 
-impl Packet for Skb {
+/// The IPv4 packet that begins `BASE` bytes into a frame: offsets are from its header.
+#[derive(Clone, Copy)]
+pub struct At<const BASE: usize>(pub Skb);
+
+impl<const BASE: usize> Packet for At<BASE> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.bytes(ETH_LEN.checked_add(offset)?)
+        self.0.bytes(BASE.checked_add(offset)?)
     }
 
     #[inline(always)]
     fn length(&self) -> u64 {
-        // SAFETY: a field of the program's own context.
-        u64::from(unsafe { (*self.skb).len })
+        u64::from(self.0.frame_length()) - (BASE - ETH_LEN) as u64
     }
 }
 
@@ -66,9 +70,22 @@ impl Skb {
         self.skb.cast()
     }
 
+    #[inline(always)]
+    pub fn frame_length(&self) -> u32 {
+        // SAFETY: a field of the program's own context.
+        unsafe { (*self.skb).len }
+    }
+
+    /// The payload of each segment of a big packet; 0 for an ordinary one.
+    #[inline(always)]
+    pub fn gso_size(&self) -> u32 {
+        // SAFETY: a field of the program's own context.
+        unsafe { (*self.skb).gso_size }
+    }
+
     /// `N` bytes at `offset` from the link-layer header.
     #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+    pub fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: `pointer` checked the bounds.
         Some(unsafe { load(at.cast()) })
@@ -89,7 +106,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
+    pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
         let at = self.pointer::<N>(offset).ok_or(Reason::Unwritable)?;
         // SAFETY: `pointer` checked the bounds; the kernel unclones before direct writes.
         unsafe { store(at.cast(), bytes) };
@@ -114,11 +131,12 @@ impl Skb {
         unsafe { (*self.skb).ifindex }
     }
 
-    /// Brings the headers into the linear part; what cannot be is seen by the reads that fail.
+    /// Brings `N` bytes of headers into the linear part; what cannot be is seen by the reads that
+    /// fail.
     #[inline(always)]
-    pub fn pull(&self) {
-        if self.pointer::<{ ETH_LEN + 60 }>(0).is_none() {
-            let length = (self.length() as u32).min(MAX_OFFSET as u32);
+    pub fn pull<const N: usize>(&self) {
+        if self.pointer::<N>(0).is_none() {
+            let length = self.frame_length().min(MAX_OFFSET as u32);
             // SAFETY: the program's own context.
             unsafe { kernel::bpf_skb_pull_data(self.skb, length) };
         }
@@ -129,18 +147,26 @@ impl Skb {
         self.bytes::<2>(12) == Some(ETH_P_IP)
     }
 
-    /// The link-layer addresses of a way back: source and destination change places.
+    /// The addresses of a way back, from the link-layer header at `offset`: source and destination
+    /// change places.
     #[inline(always)]
-    pub fn macs_back(&self) -> Option<MacWords> {
-        let header: [u8; 12] = self.bytes(0)?;
+    pub fn macs_back(&self, offset: usize) -> Option<MacWords> {
+        let header: [u8; 12] = self.bytes(offset)?;
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = header;
         Some(mac_words([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5]))
     }
 
     #[inline(always)]
     pub fn set_macs(&self, macs: MacWords) -> Result<(), Reason> {
-        let [a, b, c] = macs.map(u32::to_ne_bytes);
-        self.write(0, [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3]])
+        self.write(0, mac_bytes(macs))
+    }
+
+    /// Adds (or, negative, removes) room between the link-layer header and the IPv4 header.
+    #[inline(always)]
+    pub fn adjust_room(&self, by: i32, flags: u64) -> Result<(), Reason> {
+        // SAFETY: the program's own context.
+        let result = unsafe { kernel::bpf_skb_adjust_room(self.skb, by, BPF_ADJ_ROOM_MAC, flags) };
+        if result == 0 { Ok(()) } else { Err(Reason::Unwritable) }
     }
 
     /// Makes the packet what the rewrite says.
@@ -311,6 +337,13 @@ unsafe fn store<const N: usize>(at: *mut u8, bytes: [u8; N]) {
         // SAFETY: the caller's promise.
         unsafe { *at.add(done) = bytes[done] };
     }
+}
+
+/// As they stand in a frame.
+#[inline(always)]
+pub fn mac_bytes(macs: MacWords) -> [u8; 12] {
+    let [a, b, c] = macs.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3]]
 }
 
 /// The rule by which marks are made on this node.

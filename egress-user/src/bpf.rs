@@ -13,14 +13,15 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapInfo, PerCpuArray},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
     },
     util::KernelVersion,
 };
 use egress_common::abi::{
-    ABI_VERSION, Config, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot, SlotCounters,
+    ABI_VERSION, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
+    SlotCounters,
 };
 
 /// The object that the build script made; empty when it found no BPF toolchain.
@@ -132,12 +133,14 @@ impl DataPlane {
         self.pins.join("links").join(format!("{hook}-{interface}"))
     }
 
+    /// What the kernel says of a loaded program.
+    pub fn info(&mut self, hook: Hook) -> Result<ProgramInfo> {
+        program(&mut self.ebpf, hook)?.info().with_context(|| format!("ask for the program {hook}"))
+    }
+
     /// Whether this agent's program is what runs at the hook.
     pub fn is_attached(&mut self, hook: Hook, interface: &str) -> Result<bool> {
-        let id = program(&mut self.ebpf, hook)?
-            .info()
-            .with_context(|| format!("ask for the program {hook}"))?
-            .id();
+        let id = self.info(hook)?.id();
         let (_, there) = SchedClassifier::query_tcx(interface, hook.direction())
             .with_context(|| format!("ask what is attached to {interface}"))?;
         Ok(there.iter().any(|info| info.id() == id))
@@ -271,7 +274,7 @@ fn check_pinned_maps(directory: &Path, sizes: Sizes) -> Result<()> {
 /// The pinned maps, with their types.
 pub struct Maps {
     pub config: Array<MapData, Plain<Config>>,
-    pub nodes: HashMap<MapData, [u8; 4], u32>,
+    pub nodes: HashMap<MapData, [u8; 4], Plain<NodeHop>>,
     pub pods: HashMap<MapData, [u8; 4], u32>,
     pub policy: HashMap<MapData, u32, u32>,
     pub slots: Array<MapData, Plain<Slot>>,

@@ -68,6 +68,9 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         },
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
+        uplink: identity.uplink.index,
+        // Outer IPv4, UDP and VXLAN headers, and the inner link-layer header.
+        tunnel_mtu: identity.uplink.mtu.saturating_sub(50),
         next_hop_generation: node.generation,
         tcp_established: ticks(config.timeouts.tcp_established),
         tcp_transitory: ticks(config.timeouts.tcp_transitory),

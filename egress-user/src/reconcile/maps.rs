@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Zeroable;
-use egress_common::abi::{Config, Slot, SlotCounters, action};
+use egress_common::abi::{Config, NodeHop, Slot, SlotCounters, action};
 
 use crate::bpf::{Maps, Plain};
 
@@ -87,7 +87,7 @@ fn reconcile_nodes(maps: &mut Maps, desired: &BTreeSet<Ipv4Addr>) -> Result<usiz
     let change = crate::diff::diff(desired, &observed);
     for node in &change.add {
         maps.nodes
-            .insert(node.octets(), 1, 0)
+            .insert(node.octets(), Plain(NodeHop::default()), 0)
             .with_context(|| format!("enter node {node} into the map nodes"))?;
     }
     for node in &change.remove {
