@@ -59,7 +59,9 @@ pub struct Config {
     /// 1: marks as releases before 4.8 make them.
     pub mark_old: u8,
     pub data_path: u8,
-    pub pad: [u8; 3],
+    /// 1: big packets (GSO) may be taken out of their tunnel on the uplink.
+    pub unwrap_gso: u8,
+    pub pad: [u8; 2],
     /// Interface of the tunnel device; 0: none.
     pub tunnel: u32,
     /// Interface of the gateway device; 0: none.

@@ -2,9 +2,9 @@
 //!
 //! The kernel's own VXLAN receive costs more than the whole translation (docs/benchmarks.md). Only
 //! the plain case is treated here; whatever is unusual goes on untouched, through the tunnel device
-//! to `tunnel_ingress`. Big packets (GSO) are unusual on the way in: removing the outer headers
-//! leaves the packet marked as tunnelled, which hardware segmentation then gets wrong; behind the
-//! tunnel device they keep their size too. On the way out they stay here.
+//! to `tunnel_ingress`. Big packets (GSO) are treated here on the way in only where the uplink is
+//! virtual: removing the outer headers leaves a packet marked as tunnelled, which software
+//! segments right and hardware may not. Behind the tunnel device they keep their size too.
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
     BPF_F_ADJ_ROOM_FIXED_GSO,
@@ -75,7 +75,7 @@ fn recognise(skb: &Skb, config: &Config, scratch: &mut Scratch) -> u32 {
         || outer[9] != protocol::UDP
         || [outer[6] & 0x3f, outer[7]] != [0, 0]
         || [outer[22], outer[23]] != config.vxlan_port
-        || skb.gso_size() != 0
+        || (skb.gso_size() != 0 && config.unwrap_gso == 0)
     {
         return said::PASS;
     }
@@ -113,11 +113,18 @@ fn recognise(skb: &Skb, config: &Config, scratch: &mut Scratch) -> u32 {
 #[inline(always)]
 pub fn carries(skb: &Skb, config: &Config) -> bool {
     let length = skb.frame_length();
-    if skb.gso_size() == 0 {
+    let payload = skb.gso_size();
+    if payload == 0 {
         return length <= config.tunnel_mtu + ETH_LEN as u32;
     }
-    // IPv4 and TCP headers with all their options; and the outer length field's 16 bits.
-    skb.gso_size() + 120 <= config.tunnel_mtu && length as usize + OUTER_LEN <= 0xffff
+    let Some(head) = skb.bytes::<34>(ETH_LEN) else { return false };
+    let transport = match (head[0], head[9]) {
+        (0x45, protocol::TCP) => u32::from(head[32] >> 4) * 4,
+        (0x45, protocol::UDP) => 8,
+        _ => return false,
+    };
+    // Each segment fits the tunnel, and all of them the outer length field.
+    20 + transport + payload <= config.tunnel_mtu && length as usize + OUTER_LEN <= 0xffff
 }
 
 /// Encapsulates a translated reply for its pod's node, and sends it. A function of its own for the

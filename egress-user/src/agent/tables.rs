@@ -66,6 +66,8 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
             DataPath::Stack => data_path::STACK,
             DataPath::Auto | DataPath::Tc | DataPath::Xdp => data_path::TC,
         },
+        // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
+        unwrap_gso: u8::from(identity.uplink.kind.as_deref() == Some("veth")),
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
         uplink: identity.uplink.index,
