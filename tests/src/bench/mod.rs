@@ -1,0 +1,13 @@
+//! The benchmark of the data path: variants side by side, in network namespaces of their own.
+//!
+//! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
+//! carries it, `measure` does one run, `campaign` all of them, `report` tells the outcome.
+pub mod campaign;
+pub mod frame;
+pub mod measure;
+pub mod net;
+pub mod object;
+pub mod rig;
+pub mod stats;
+pub mod variants;
+pub mod workload;

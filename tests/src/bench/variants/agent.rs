@@ -1,0 +1,255 @@
+//! Ours: the real agent, started on the node by its documented command line and objects.
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use egress_common::bench::{EGRESS_BASE, vnid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use super::{Variant, mark_packets};
+use crate::bench::{
+    rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, TUNNEL, UPLINK, dotted},
+    workload::{Direction, Entry, Flows, Workload},
+};
+
+/// Room for the largest workload, on every data path alike.
+const MAX_FLOWS: u32 = 2_097_152;
+
+/// The value of the key `dataPath`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataPath {
+    Stack,
+    Tunnel,
+    Tc,
+    Xdp,
+}
+
+impl DataPath {
+    pub const ALL: [Self; 4] = [Self::Stack, Self::Tunnel, Self::Tc, Self::Xdp];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Stack => "stack",
+            Self::Tunnel => "tunnel",
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// One build of the agent on one data path.
+pub struct Agent {
+    binary: PathBuf,
+    data_path: DataPath,
+    suffix: &'static str,
+    running: Option<Running>,
+}
+
+struct Running {
+    child: Child,
+    directory: PathBuf,
+}
+
+impl Agent {
+    pub fn new(binary: PathBuf, data_path: DataPath, suffix: &'static str) -> Self {
+        Self { binary, data_path, suffix, running: None }
+    }
+
+    fn start(&mut self, rig: &Rig) -> Result<()> {
+        let directory = std::env::temp_dir().join(rig.node.name());
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        let write = |name: &str, value: &Value| -> Result<PathBuf> {
+            let path = directory.join(name);
+            // Every JSON document is a YAML document.
+            fs::write(&path, value.to_string())
+                .with_context(|| format!("write {}", path.display()))?;
+            Ok(path)
+        };
+        let config = write("config.yaml", &agent_config(self.data_path))?;
+        let objects = write("objects.yaml", &objects(rig.setting.policies))?;
+        let log = directory.join("log");
+        let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        let errors = output.try_clone().context("share the agent's log")?;
+        let child = rig.node.enter(|| {
+            // The agent must not outlive the benchmark, however that ends.
+            Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "--"])
+                .arg(&self.binary)
+                .args(["run", "--config"])
+                .arg(&config)
+                .arg("-f")
+                .arg(&objects)
+                .stdin(Stdio::null())
+                .stdout(output)
+                .stderr(errors)
+                .spawn()
+                .with_context(|| format!("start {}", self.binary.display()))
+        })?;
+        self.running = Some(Running { child, directory });
+        Ok(())
+    }
+
+    fn stop(&mut self, rig: &Rig) -> Result<()> {
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        running.stop()?;
+        rig.node.run(&[&self.binary.to_string_lossy(), "cleanup"]).map(drop)
+    }
+
+    /// Waits until the agent has hosted the last VNID's egress IP.
+    fn await_ready(&mut self, rig: &Rig) -> Result<()> {
+        let last = dotted((EGRESS_BASE + rig.setting.policies - 1).to_be_bytes());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let running = self.running.as_mut().context("the agent was not started")?;
+            if let Some(status) = running.child.try_wait().context("look after the agent")? {
+                bail!("the agent ended with {status}: {}", running.last_words());
+            }
+            let shown = rig.node.run(&["ip", "-o", "addr", "show", "to", &last])?;
+            if !shown.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent has not put {last} on the uplink in a minute: {}",
+                running.last_words()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Running {
+    fn stop(&mut self) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().try_into().context("a process id")?);
+        if self.child.try_wait().context("look after the agent")?.is_none() {
+            kill(pid, Signal::SIGTERM).context("stop the agent")?;
+        }
+        self.child.wait().context("wait for the agent's end")?;
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(3).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("{error:#}");
+        }
+        // The directory is the run's own; that it may be gone already is no trouble.
+        fs::remove_dir_all(&self.directory).unwrap_or_default();
+    }
+}
+
+impl Variant for Agent {
+    fn name(&self) -> String {
+        format!("egress-{}{}", self.data_path.key(), self.suffix)
+    }
+
+    fn carries(&self, workload: &Workload) -> bool {
+        match (self.data_path, workload.entry, workload.direction) {
+            // Only the uplink has a program on XDP; a local pod's packets take the tc program.
+            (DataPath::Xdp, Entry::Gateway, Direction::Original) => false,
+            // Without a tunnel this is the tc path.
+            (DataPath::Tunnel, Entry::Gateway, _) => false,
+            _ => true,
+        }
+    }
+
+    fn install(&mut self, rig: &mut Rig) -> Result<()> {
+        let binary: &Path = &self.binary;
+        ensure!(binary.is_file(), "there is no {}: build it first", binary.display());
+        if rig.setting.entry == Entry::Gateway {
+            mark_packets(rig)?;
+        }
+        self.start(rig)?;
+        self.await_ready(rig)
+    }
+
+    fn prepare(&mut self, _rig: &mut Rig, workload: &Workload) -> Result<()> {
+        match workload.flows {
+            Flows::Established(flows) if flows > MAX_FLOWS => {
+                bail!("the flow table holds {MAX_FLOWS} flows")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn forget(&mut self, rig: &mut Rig) -> Result<()> {
+        self.stop(rig)?;
+        self.start(rig)?;
+        self.await_ready(rig)
+    }
+
+    fn facts(&self, _rig: &Rig) -> Result<String> {
+        Ok(format!("flows.max {MAX_FLOWS}"))
+    }
+}
+
+fn agent_config(data_path: DataPath) -> Value {
+    json!({
+        "apiVersion": "egress/v1alpha1",
+        "kind": "AgentConfig",
+        "node": {
+            "name": "node-b",
+            "ip": format!("{}/{NODE_PREFIX}", dotted(NODE)),
+            "uplink": UPLINK,
+        },
+        "tunnel": {"device": TUNNEL, "port": 4789},
+        "gateway": GATEWAY,
+        "clusterNetworks": ["10.128.0.0/14"],
+        "serviceNetworks": ["172.30.0.0/16"],
+        "dataPath": data_path.key(),
+        "flows": {"max": MAX_FLOWS},
+        "timeouts": {"udp": "3600s"},
+        // Nobody else is there to be asked or told.
+        "announce": {"burst": 1, "probe": false},
+        "ovs": {"enabled": false},
+    })
+}
+
+/// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID.
+fn objects(policies: u32) -> Value {
+    let egress_ip = |number: u32| dotted((EGRESS_BASE + number).to_be_bytes());
+    let host_subnet = |name: &str, ip: [u8; 4], subnet: &str, egress_ips: Vec<String>| {
+        json!({
+            "apiVersion": "network.openshift.io/v1",
+            "kind": "HostSubnet",
+            "metadata": {"name": name, "uid": format!("uid-{name}")},
+            "host": name,
+            "hostIP": dotted(ip),
+            "subnet": subnet,
+            "egressIPs": egress_ips,
+        })
+    };
+    let mut items = vec![
+        host_subnet("node-b", NODE, "10.128.0.0/23", (0..policies).map(egress_ip).collect()),
+        host_subnet("node-a", SOURCE_NODE, "10.130.0.0/15", Vec::new()),
+    ];
+    items.extend((0..policies).map(|number| {
+        let name = format!("tenant-{number}");
+        json!({
+            "apiVersion": "network.openshift.io/v1",
+            "kind": "NetNamespace",
+            "metadata": {"name": name},
+            "netname": name,
+            "netid": vnid(number),
+            "egressIPs": [egress_ip(number)],
+        })
+    }));
+    json!({"apiVersion": "v1", "kind": "List", "items": items})
+}
