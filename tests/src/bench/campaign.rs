@@ -6,6 +6,7 @@ use std::{
 
 use anyhow::Result;
 use egress_common::bench::{mix, scale};
+use serde::Serialize;
 
 use super::{
     frame::Expect,
@@ -16,13 +17,13 @@ use super::{
 };
 
 /// How long and how often.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct Effort {
     /// Rounds of each workload; the first is dropped.
     pub rounds: u32,
     /// CPU time of one run.
     pub run: Duration,
-    /// Packets of a run of new flows: the same for all, as the table fills.
+    /// The most packets of a run of new flows, so that no flow table fills up.
     pub new_flows: u32,
 }
 
@@ -169,16 +170,22 @@ impl Station {
             Flows::New => {
                 variant.forget(rig)?;
                 measure::verify(rig, workload, expect, core)?;
-                effort.new_flows
+                let pilot = measure::run(rig, workload, expect, PILOT / 5, core)?;
+                let in_time = effort.run.as_nanos() as f64 * 3.0 / pilot.ns.max(1.0);
+                (in_time as u32).max(PILOT / 2).min(effort.new_flows)
             }
             Flows::Established(flows) => {
+                // The original direction first: it knows the better reason if all is wrong.
+                let original =
+                    Workload { direction: Direction::Original, timed: false, ..workload.clone() };
+                measure::verify(rig, &original, expect, core)?;
                 warm(rig, workload, expect, flows, core)?;
                 measure::verify(rig, workload, expect, core)?;
                 let pilot = measure::run(rig, workload, expect, PILOT, core)?;
-                (effort.run.as_nanos() as f64 / pilot.ns.max(1.0)) as u32
+                ((effort.run.as_nanos() as f64 / pilot.ns.max(1.0)) as u32).max(PILOT)
             }
         };
-        Ok((count.max(PILOT), variant.facts(rig)?))
+        Ok((count, variant.facts(rig)?))
     }
 
     fn round(&mut self, workload: &Workload, count: u32, core: usize) -> Result<Sample> {

@@ -1,12 +1,15 @@
 //! The benchmark of the data path: variants side by side, in network namespaces of their own.
 //!
 //! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
-//! carries it, `measure` does one run, `campaign` all of them, `report` tells the outcome.
+//! carries it, `measure` does one run, `campaign` all of them, `report` tells the outcome, `plan` says what each level of effort runs.
 pub mod campaign;
 pub mod frame;
+pub mod machine;
 pub mod measure;
 pub mod net;
 pub mod object;
+pub mod plan;
+pub mod report;
 pub mod rig;
 pub mod stats;
 pub mod variants;

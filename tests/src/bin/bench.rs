@@ -1,34 +1,110 @@
-//! `bench`: measures the data path against its competitors.
-use std::time::Duration;
-
-use anyhow::Result;
-use egress_tests::bench::{
-    campaign::{self, Effort},
-    net,
-    stats::Summary,
-    variants::{Builds, catalogue},
-    workload::{Entry, Flows, Workload},
+//! `bench`: measures the data path against its competitors. `cargo xtask bench` starts it.
+use std::{
+    env,
+    path::{Path, PathBuf},
 };
 
-fn main() -> Result<()> {
-    net::sandbox()?;
-    let effort = Effort { rounds: 4, run: Duration::from_millis(50), new_flows: 20_000 };
-    let workloads = [
-        Workload::new("gateway-1", Entry::Gateway, Flows::Established(1), 1),
-        Workload::new("gateway-new", Entry::Gateway, Flows::New, 1),
-        Workload::new("tunnel-10k", Entry::Tunnel, Flows::Established(10_000), 1),
-        Workload::new("tunnel-10k-replies", Entry::Tunnel, Flows::Established(10_000), 1).replies(),
-    ];
-    let rows = campaign::run(&workloads, || catalogue(&Builds::default()), effort, 1)?;
-    for row in rows {
-        let ns = Summary::of(row.samples.iter().map(|sample| sample.ns));
-        println!(
-            "{} {} {:?} {:?}",
-            row.workload.name,
-            row.variant,
-            ns.map(|ns| ns.median),
-            row.void
-        );
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use egress_tests::bench::{
+    campaign,
+    machine::Machine,
+    net,
+    plan::Level,
+    report::{Outcome, REFERENCES},
+    variants::{Builds, Variant, catalogue},
+};
+
+/// Measures the data path against iptables, nft and what the kernel can do at best.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    /// Two minutes: the main figures
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// An hour or more: the whole grid
+    #[arg(long)]
+    full: bool,
+    /// Only workloads or variants whose name contains this (repeatable)
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+    /// Another build of `egress` to hold this one against
+    #[arg(long, value_name = "BINARY")]
+    against: Option<PathBuf>,
+    /// The build of `egress` under test [default: the one beside this program]
+    #[arg(long, value_name = "BINARY")]
+    egress: Option<PathBuf>,
+    /// Where results.json, report.md and the charts go
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
+    out: PathBuf,
+    /// Decides the order of the rounds
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
+    /// Lists workloads and variants, and runs nothing
+    #[arg(long)]
+    list: bool,
+}
+
+impl Arguments {
+    fn level(&self) -> Level {
+        match (self.quick, self.full) {
+            (true, _) => Level::Quick,
+            (_, true) => Level::Full,
+            _ => Level::Default,
+        }
     }
+
+    fn egress(&self) -> Result<PathBuf> {
+        if let Some(binary) = &self.egress {
+            return Ok(binary.clone());
+        }
+        let here = env::current_exe().context("find this program")?;
+        Ok(here.parent().unwrap_or(Path::new(".")).join("egress"))
+    }
+}
+
+/// Whether a name passes `--only`. Parts that match no name of this kind say nothing about it.
+fn chosen(parts: &[String], all: &[String], name: &str) -> bool {
+    let mut about_this_kind =
+        parts.iter().filter(|part| all.iter().any(|name| name.contains(part.as_str()))).peekable();
+    about_this_kind.peek().is_none() || about_this_kind.any(|part| name.contains(part.as_str()))
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let builds = Builds { egress: Some(arguments.egress()?), against: arguments.against.clone() };
+    let workloads = arguments.level().workloads();
+    let workload_names: Vec<String> = workloads.iter().map(|each| each.name.clone()).collect();
+    let variant_names: Vec<String> = catalogue(&builds).iter().map(|each| each.name()).collect();
+    if arguments.list {
+        println!("workloads: {}", workload_names.join(" "));
+        println!("variants: {}", variant_names.join(" "));
+        return Ok(());
+    }
+    for part in &arguments.only {
+        let known = workload_names.iter().chain(&variant_names).any(|name| name.contains(part));
+        ensure!(known, "--only {part}: no workload or variant has that in its name; see --list");
+    }
+    let workloads: Vec<_> = workloads
+        .into_iter()
+        .filter(|workload| chosen(&arguments.only, &workload_names, &workload.name))
+        .collect();
+    // The references stay, as a cost without a ratio says little.
+    let variants = || -> Vec<Box<dyn Variant>> {
+        let mut variants = catalogue(&builds);
+        variants.retain(|variant| {
+            let name = variant.name();
+            REFERENCES.contains(&name.as_str()) || chosen(&arguments.only, &variant_names, &name)
+        });
+        variants
+    };
+    let effort = arguments.level().effort(&workloads, &variants());
+    let machine = Machine::read()?;
+    net::sandbox()?;
+    let rows = campaign::run(&workloads, variants, effort, arguments.seed)?;
+    let outcome = Outcome::new(machine, effort, arguments.seed, rows);
+    print!("{}", outcome.table());
+    outcome.write(&arguments.out)?;
+    println!("written: results.json, report.md and charts in {}", arguments.out.display());
     Ok(())
 }

@@ -141,7 +141,10 @@ impl Running {
     fn last_words(&self) -> String {
         let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(3).collect();
-        lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+        match lines.is_empty() {
+            true => "it said nothing".to_owned(),
+            false => lines.into_iter().rev().collect::<Vec<_>>().join(" / "),
+        }
     }
 }
 

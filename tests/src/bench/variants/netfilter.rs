@@ -5,7 +5,7 @@
 //! between runs of new flows, while ours has to expire its flows itself.
 use std::{fmt::Write as _, fs};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use egress_common::bench::{EGRESS_BASE, vnid};
 
 use super::{Variant, mark_packets};
@@ -60,6 +60,7 @@ fn facts(rig: &Rig) -> Result<String> {
 }
 
 /// `iptables -t nat -A POSTROUTING -s CLUSTER -m mark --mark M -j SNAT --to-source IP`, one a VNID.
+#[derive(Debug, Clone, Copy)]
 pub struct Iptables {
     flavour: &'static str,
 }
@@ -116,6 +117,7 @@ impl Variant for Iptables {
 }
 
 /// One rule for all VNIDs: `snat to meta mark map`.
+#[derive(Debug, Clone, Copy)]
 pub struct NftMap;
 
 fn nft_map(policies: u32) -> String {
@@ -159,6 +161,7 @@ impl Variant for NftMap {
 }
 
 /// The same, with established flows forwarded by a flow table.
+#[derive(Debug, Clone, Copy)]
 pub struct Flowtable;
 
 impl Variant for Flowtable {
@@ -178,9 +181,10 @@ impl Variant for Flowtable {
              chain forward {{ type filter hook forward priority 0; flow add @fast\n}}\n{}}}\n",
             nft_map(rig.setting.policies)
         );
-        rig.node
-            .run_with_input(&["nft", "-f", "-"], &table)
-            .context("the kernel has no flow table (CONFIG_NF_FLOW_TABLE)")?;
+        rig.node.run_with_input(&["nft", "-f", "-"], &table).map_err(|error| {
+            let missing = error.to_string().contains("No such file or directory");
+            if missing { anyhow!("the kernel has no CONFIG_NF_FLOW_TABLE") } else { error }
+        })?;
         tune(rig)
     }
 

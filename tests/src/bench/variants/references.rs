@@ -14,6 +14,7 @@ fn plain_road(workload: &Workload) -> bool {
 }
 
 /// Dropped at the entry: the generator's own cost.
+#[derive(Debug, Clone, Copy)]
 pub struct XdpDrop;
 
 impl Variant for XdpDrop {
@@ -35,6 +36,7 @@ impl Variant for XdpDrop {
 }
 
 /// New MACs and out of the uplink, on XDP.
+#[derive(Debug, Clone, Copy)]
 pub struct RedirectXdp;
 
 impl Variant for RedirectXdp {
@@ -57,6 +59,7 @@ impl Variant for RedirectXdp {
 }
 
 /// New MACs and out of the uplink, on tc.
+#[derive(Debug, Clone, Copy)]
 pub struct RedirectTc;
 
 impl Variant for RedirectTc {
@@ -79,6 +82,7 @@ impl Variant for RedirectTc {
 }
 
 /// Routed by the kernel with the pod's address; from the tunnel, out of the kernel's VXLAN device.
+#[derive(Debug, Clone, Copy)]
 pub struct Forwarding;
 
 impl Variant for Forwarding {

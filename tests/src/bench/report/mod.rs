@@ -1,0 +1,133 @@
+//! Tells the outcome: terminal, `results.json`, `report.md`, SVG charts.
+//!
+//! Every ratio is paired by round. A void row is shown with its reason and enters no ratio.
+mod chart;
+mod goals;
+mod text;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::{
+    campaign::{Effort, Row},
+    machine::Machine,
+    measure::Sample,
+    stats::Summary,
+    workload::Workload,
+};
+
+/// The variants that others are held against.
+pub const REFERENCES: [&str; 3] = ["iptables-legacy", "nft-map", "xdp-redirect"];
+
+/// One run of the benchmark.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    pub machine: Machine,
+    pub effort: Effort,
+    /// Decides the order of rounds.
+    pub seed: u32,
+    pub lines: Vec<Line>,
+}
+
+/// One variant under one workload.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    pub workload: Workload,
+    pub variant: String,
+    pub void: Option<String>,
+    pub facts: String,
+    /// Nanoseconds a packet; `None` if void.
+    pub cost: Option<Summary>,
+    /// How many times cheaper than the reference with this name; above 1, this variant is.
+    pub ratios: BTreeMap<String, Summary>,
+    /// Median, 99 and 99.9 percent in nanoseconds: the median round. Timed workloads only.
+    pub latency: Option<[u64; 3]>,
+    /// Sums over all rounds.
+    pub steal: u64,
+    pub switches: u64,
+    pub samples: Vec<Sample>,
+}
+
+impl Outcome {
+    pub fn new(machine: Machine, effort: Effort, seed: u32, rows: Vec<Row>) -> Self {
+        let lines = rows.iter().map(|row| Line::new(row, &rows)).collect();
+        Self { machine, effort, seed, lines }
+    }
+
+    /// The line of this variant under the workload with this name.
+    pub fn line(&self, workload: &str, variant: &str) -> Option<&Line> {
+        self.lines.iter().find(|line| line.workload.name == workload && line.variant == variant)
+    }
+
+    /// Names of the workloads, in the order of the run.
+    pub fn workloads(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for line in &self.lines {
+            if !names.contains(&line.workload.name.as_str()) {
+                names.push(&line.workload.name);
+            }
+        }
+        names
+    }
+
+    /// The table for the terminal.
+    pub fn table(&self) -> String {
+        text::terminal(self)
+    }
+
+    /// Writes `results.json`, `report.md` and the charts into this directory.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        };
+        let json = serde_json::to_string_pretty(self).context("results as JSON")?;
+        write("results.json", &json)?;
+        let mut charts = Vec::new();
+        for (name, title, svg) in chart::all(self)? {
+            write(name, &svg)?;
+            charts.push((name, title));
+        }
+        write("report.md", &text::markdown(self, &charts))
+    }
+}
+
+impl Line {
+    fn new(row: &Row, rows: &[Row]) -> Self {
+        let valid = row.void.is_none();
+        let costs: Vec<f64> = row.samples.iter().map(|sample| sample.ns).collect();
+        let mut ratios = BTreeMap::new();
+        let twin = row.variant.trim_end_matches("-against").to_owned();
+        for name in REFERENCES.into_iter().chain([twin.as_str()]) {
+            let reference = rows
+                .iter()
+                .find(|other| other.variant == name && other.workload.name == row.workload.name);
+            let Some(reference) = reference else { continue };
+            if !valid || reference.void.is_some() || reference.variant == row.variant {
+                continue;
+            }
+            let theirs: Vec<f64> = reference.samples.iter().map(|sample| sample.ns).collect();
+            if let Some(summary) = Summary::of_ratios(&theirs, &costs) {
+                ratios.insert(name.to_owned(), summary);
+            }
+        }
+        let mut latencies: Vec<[u64; 3]> =
+            row.samples.iter().filter_map(|sample| sample.latency).collect();
+        latencies.sort();
+        Self {
+            workload: row.workload.clone(),
+            variant: row.variant.clone(),
+            void: row.void.clone(),
+            facts: row.facts.clone(),
+            cost: Summary::of(costs).filter(|_| valid),
+            ratios,
+            latency: latencies.get(latencies.len() / 2).copied().filter(|_| valid),
+            steal: row.samples.iter().map(|sample| sample.steal).sum(),
+            switches: row.samples.iter().map(|sample| sample.switches).sum(),
+            samples: row.samples.clone(),
+        }
+    }
+}

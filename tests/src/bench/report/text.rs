@@ -1,0 +1,134 @@
+//! The outcome in words: a table for the terminal, a report in Markdown.
+use std::fmt::Write as _;
+
+use super::{Line, Outcome, REFERENCES, goals};
+use crate::bench::stats::Summary;
+
+/// The cells of one line, as both tables show them.
+fn cells(line: &Line) -> Vec<String> {
+    let Some(cost) = line.cost else {
+        let reason = line.void.as_deref().unwrap_or("no round was run");
+        return vec![line.variant.clone(), format!("void: {}", one_line(reason))];
+    };
+    let mut cells = vec![
+        line.variant.clone(),
+        format!("{:.0}", cost.median),
+        format!("{:.0} to {:.0}", cost.q1, cost.q3),
+        format!("{:.0}", 1e6 / cost.median),
+    ];
+    cells.extend(REFERENCES.map(|name| match line.ratios.get(name) {
+        Some(ratio) => ratio_text(ratio),
+        None if line.variant == name => "1".to_owned(),
+        None => String::new(),
+    }));
+    cells.push(format!("{}/{}", line.steal, line.switches));
+    cells
+}
+
+fn ratio_text(ratio: &Summary) -> String {
+    format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.q1, ratio.q3)
+}
+
+/// The first line of a reason, short enough for a table.
+fn one_line(reason: &str) -> String {
+    let line = reason.lines().next().unwrap_or_default().replace('|', "/");
+    match line.char_indices().nth(160) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+fn heading() -> Vec<String> {
+    let mut heading = ["variant", "ns", "quartiles", "thousand/s"].map(str::to_owned).to_vec();
+    heading.extend(REFERENCES.map(|name| format!("against {name}")));
+    heading.push("steal/switches".to_owned());
+    heading
+}
+
+/// One block a workload, columns aligned.
+pub fn terminal(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for name in outcome.workloads() {
+        let lines: Vec<&Line> =
+            outcome.lines.iter().filter(|line| line.workload.name == name).collect();
+        let rows: Vec<Vec<String>> =
+            [heading()].into_iter().chain(lines.iter().map(|line| cells(line))).collect();
+        let width = |column: usize| {
+            // A void row's reason is not a column.
+            let full = rows.iter().filter(|row| row.len() > 2);
+            full.filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        };
+        writeln!(text, "{name}").expect("a string takes everything");
+        for row in &rows {
+            let cells = row.iter().enumerate().map(|(column, cell)| {
+                let width = width(column).unwrap_or(0).max(if column == 0 { 16 } else { 0 });
+                if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            let line = cells.collect::<Vec<_>>().join("  ");
+            writeln!(text, "  {}", line.trim_end()).expect("a string takes everything");
+        }
+        for line in lines {
+            if let Some([half, most, nearly_all]) = line.latency {
+                let name = &line.variant;
+                writeln!(text, "  {name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns")
+                    .expect("a string takes everything");
+            }
+        }
+        text.push('\n');
+    }
+    text + &goals::table(outcome)
+}
+
+/// The report, with the charts beside it.
+pub fn markdown(outcome: &Outcome, charts: &[(&str, &str)]) -> String {
+    let machine = &outcome.machine;
+    let mut text = format!(
+        "# Benchmark\n\n\
+         {} ({} cores, {} MiB{}), kernel {}, commit {}.\n\
+         {} rounds in shuffled order (seed {}), the first dropped.\n\n\
+         The cost of a packet is CPU time of the sending thread and its core's ksoftirqd: \
+         generator, node and sink together. A ratio says how many times cheaper a variant is than \
+         the reference, as the median of the rounds' own ratios, with quartiles. Absolute \
+         figures hold for this machine only.\n\n",
+        machine.processor,
+        machine.cores,
+        machine.memory_mib,
+        if machine.virtual_machine { ", virtual" } else { "" },
+        machine.kernel,
+        machine.commit,
+        outcome.effort.rounds,
+        outcome.seed,
+    );
+    for (file, title) in charts {
+        text += &format!("![{title}]({file})\n\n");
+    }
+    let goals = goals::table(outcome);
+    if !goals.is_empty() {
+        text += &format!("## Goals\n\n```text\n{goals}```\n\n");
+    }
+    for name in outcome.workloads() {
+        text += &format!("## {name}\n\n");
+        let heading = heading();
+        text += &format!("| {} |\n|{}\n", heading.join(" | "), " --- |".repeat(heading.len()));
+        for line in outcome.lines.iter().filter(|line| line.workload.name == name) {
+            text += &format!("| {} |\n", cells(line).join(" | "));
+        }
+        text.push('\n');
+        for line in outcome.lines.iter().filter(|line| line.workload.name == name) {
+            if let Some([half, most, nearly_all]) = line.latency {
+                let name = &line.variant;
+                text +=
+                    &format!("- {name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns\n");
+            }
+        }
+    }
+    text += "\n## Machine\n\n";
+    let tables = match (machine.conntrack_max, machine.conntrack_buckets) {
+        (Some(max), Some(buckets)) => format!("conntrack: {max} flows, {buckets} buckets"),
+        _ => "conntrack: unknown".to_owned(),
+    };
+    for fact in machine.versions.iter().chain([&tables]).chain(&machine.mitigations) {
+        text += &format!("- {fact}\n");
+    }
+    text
+}
