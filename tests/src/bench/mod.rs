@@ -3,6 +3,7 @@
 //! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
 //! carries it, `measure` does one run, `campaign` all of them, `report` tells the outcome, `plan` says what each level of effort runs.
 pub mod campaign;
+pub mod enclosure;
 pub mod frame;
 pub mod machine;
 pub mod measure;

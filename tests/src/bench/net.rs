@@ -59,6 +59,11 @@ impl Netns {
         &self.name
     }
 
+    /// The handle that `setns` takes.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Runs `work` in a thread inside this namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let inside = || {

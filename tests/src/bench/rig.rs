@@ -1,10 +1,12 @@
 //! The egress node of one variant, and the namespace around it that sends and receives.
 //!
+//! ```text
 //!     namespace net                         namespace node
 //!     generator -> net-up  <== veth ==>  uplink  100.64.0.2/10: VXLAN in, translated out
 //!          sink <- net-up
 //!     generator -> net-gw  <== veth ==>  tun0    10.128.0.1/23: where local pods' packets arrive
 //!          sink <- net-gw
+//! ```
 //!
 //! One-armed: a gateway node has one uplink, VXLAN comes in and translated packets go out by it,
 //! so they do here too. The sink tells them apart by source address. Everything is made before

@@ -1,7 +1,8 @@
 //! Ours: the real agent, started on the node by its documented command line and objects.
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -17,12 +18,18 @@ use serde_json::{Value, json};
 
 use super::{Variant, mark_packets};
 use crate::bench::{
+    enclosure::Enclosure,
     rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, TUNNEL, UPLINK, dotted},
     workload::{Direction, Entry, Flows, Workload},
 };
 
 /// Room for the largest workload, on every data path alike.
 const MAX_FLOWS: u32 = 2_097_152;
+
+/// Files of the enclosure's own /run: they vanish with it.
+const CONFIG: &str = "/run/config.yaml";
+const OBJECTS: &str = "/run/objects.yaml";
+const LOG: &str = "/run/log";
 
 /// The value of the key `dataPath`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,57 +59,58 @@ pub struct Agent {
     data_path: DataPath,
     suffix: &'static str,
     running: Option<Running>,
+    enclosure: Option<Enclosure>,
 }
 
 struct Running {
     child: Child,
-    directory: PathBuf,
+    log: File,
 }
 
 impl Agent {
     pub fn new(binary: PathBuf, data_path: DataPath, suffix: &'static str) -> Self {
-        Self { binary, data_path, suffix, running: None }
+        Self { binary, data_path, suffix, running: None, enclosure: None }
     }
 
     fn start(&mut self, rig: &Rig) -> Result<()> {
-        let directory = std::env::temp_dir().join(rig.node.name());
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("create {}", directory.display()))?;
-        let write = |name: &str, value: &Value| -> Result<PathBuf> {
-            let path = directory.join(name);
-            // Every JSON document is a YAML document.
-            fs::write(&path, value.to_string())
-                .with_context(|| format!("write {}", path.display()))?;
-            Ok(path)
+        let enclosure = match self.enclosure.take() {
+            Some(enclosure) => enclosure,
+            None => Enclosure::new(&rig.node)?,
         };
-        let config = write("config.yaml", &agent_config(self.data_path))?;
-        let objects = write("objects.yaml", &objects(rig.setting.policies))?;
-        let log = directory.join("log");
-        let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let errors = output.try_clone().context("share the agent's log")?;
-        let child = rig.node.enter(|| {
-            // The agent must not outlive the benchmark, however that ends.
-            Command::new("setpriv")
-                .args(["--pdeathsig", "KILL", "--"])
-                .arg(&self.binary)
-                .args(["run", "--config"])
-                .arg(&config)
-                .arg("-f")
-                .arg(&objects)
-                .stdin(Stdio::null())
-                .stdout(output)
-                .stderr(errors)
-                .spawn()
-                .with_context(|| format!("start {}", self.binary.display()))
-        })?;
-        self.running = Some(Running { child, directory });
+        let enclosure = self.enclosure.insert(enclosure);
+        // Every JSON document is a YAML document.
+        let config = agent_config(self.data_path).to_string();
+        let objects = objects(rig.setting.policies).to_string();
+        let log = enclosure.inside(move || -> Result<File> {
+            fs::write(CONFIG, config).with_context(|| format!("write {CONFIG}"))?;
+            fs::write(OBJECTS, objects).with_context(|| format!("write {OBJECTS}"))?;
+            let mut options = File::options();
+            let log = options.create(true).truncate(true).read(true).write(true).open(LOG);
+            log.with_context(|| format!("create {LOG}"))
+        })??;
+        let output = log.try_clone().context("share the agent's log")?;
+        let errors = log.try_clone().context("share the agent's log")?;
+        let mut command = Command::new("setpriv");
+        // The agent must not outlive the benchmark, however that ends.
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.binary);
+        command.args(["run", "--config", CONFIG, "-f", OBJECTS]);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let child = enclosure.spawn(command)?;
+        self.running = Some(Running { child, log });
         Ok(())
     }
 
-    fn stop(&mut self, rig: &Rig) -> Result<()> {
+    /// Ends the agent and takes away what it leaves in the kernel.
+    fn stop(&mut self) -> Result<()> {
         let Some(mut running) = self.running.take() else { return Ok(()) };
         running.stop()?;
-        rig.node.run(&[&self.binary.to_string_lossy(), "cleanup"]).map(drop)
+        let mut command = Command::new(&self.binary);
+        command.arg("cleanup");
+        let enclosure = self.enclosure.as_ref().context("an agent without an enclosure")?;
+        let output = enclosure.output(command)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`egress cleanup`: {}: {errors}", output.status);
+        Ok(())
     }
 
     /// Waits until the agent has hosted the last VNID's egress IP.
@@ -139,7 +147,9 @@ impl Running {
     }
 
     fn last_words(&self) -> String {
-        let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let mut bytes = vec![0; 1 << 16];
+        let len = self.log.read_at(&mut bytes, 0).unwrap_or(0);
+        let log = String::from_utf8_lossy(&bytes[..len]);
         let lines: Vec<&str> = log.lines().rev().take(3).collect();
         match lines.is_empty() {
             true => "it said nothing".to_owned(),
@@ -153,8 +163,6 @@ impl Drop for Running {
         if let Err(error) = self.stop() {
             eprintln!("{error:#}");
         }
-        // The directory is the run's own; that it may be gone already is no trouble.
-        fs::remove_dir_all(&self.directory).unwrap_or_default();
     }
 }
 
@@ -174,8 +182,8 @@ impl Variant for Agent {
     }
 
     fn install(&mut self, rig: &mut Rig) -> Result<()> {
-        let binary: &Path = &self.binary;
-        ensure!(binary.is_file(), "there is no {}: build it first", binary.display());
+        let binary = self.binary.display();
+        ensure!(self.binary.is_file(), "there is no {binary}: build it first");
         if rig.setting.entry == Entry::Gateway {
             mark_packets(rig)?;
         }
@@ -193,7 +201,7 @@ impl Variant for Agent {
     }
 
     fn forget(&mut self, rig: &mut Rig) -> Result<()> {
-        self.stop(rig)?;
+        self.stop()?;
         self.start(rig)?;
         self.await_ready(rig)
     }
