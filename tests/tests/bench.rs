@@ -7,7 +7,7 @@ use egress_tests::bench::{
     net,
     rig::Rig,
     variants::{Forwarding, Iptables, RedirectXdp, Variant},
-    workload::{Entry, Flows, Workload},
+    workload::{Entry, Flows, Talk, Workload},
 };
 
 const SMALL: Effort = Effort { rounds: 3, run: Duration::from_millis(10), new_flows: 2_000 };
@@ -156,6 +156,43 @@ fn a_variant_that_changes_the_ttl_is_void() {
     let row = row(established(Entry::Gateway), Damaged("ip ttl set 9"));
     let reason = row.void.unwrap();
     assert!(reason.contains("TTL is 9, not 63"), "{reason}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn sockets_talk_through_the_node() {
+    for talk in [Talk::Stream, Talk::Transactions, Talk::Connections] {
+        let row = row(Workload::sockets("sockets", talk, false), Iptables::nft());
+        assert_eq!(row.void, None, "{talk:?}");
+        assert_eq!(row.samples.len(), 2, "{talk:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn sockets_that_see_a_wrong_address_are_void() {
+    let workload = Workload::sockets("sockets", Talk::Transactions, false);
+    let reason = row(workload, Impostor).void.unwrap();
+    assert_eq!(reason, "the server was reached from 100.96.0.9, not 100.96.0.0");
+}
+
+/// Gives all pods one address, which is not their egress IP.
+#[derive(Clone)]
+struct Impostor;
+
+impl Variant for Impostor {
+    fn name(&self) -> String {
+        "impostor".to_owned()
+    }
+
+    fn carries(&self, _workload: &Workload) -> bool {
+        true
+    }
+
+    fn install(&mut self, rig: &mut Rig) -> Result<()> {
+        let rule = "*nat\n-A POSTROUTING -j SNAT --to-source 100.96.0.9\nCOMMIT\n";
+        rig.node.run_with_input(&["iptables-nft-restore"], rule).map(drop)
+    }
 }
 
 #[test]

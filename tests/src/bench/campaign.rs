@@ -12,6 +12,7 @@ use super::{
     frame::Expect,
     measure::{self, Sample},
     rig::{Rig, Setting},
+    sockets,
     variants::Variant,
     workload::{Direction, Flows, Workload},
 };
@@ -167,6 +168,11 @@ impl Station {
         variant.prepare(rig, workload)?;
         let expect = variant.expect();
         let count = match workload.flows {
+            _ if let Some(talk) = workload.talk => {
+                variant.forget(rig)?;
+                let pilot = sockets::run(rig, workload, talk, sockets::pilot(talk), core)?;
+                (effort.run.as_nanos() as f64 / pilot.ns.max(1.0)) as u32 + 1
+            }
             Flows::New => {
                 variant.forget(rig)?;
                 measure::verify(rig, workload, expect, core)?;

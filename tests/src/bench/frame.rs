@@ -228,3 +228,62 @@ fn fold(sum: u32) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);
     ((sum >> 16) + (sum & 0xffff)) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egress_common::bench::CAPTURE_LEN;
+
+    fn workload() -> Workload {
+        Workload::new("one", Entry::Gateway, Flows::Established(10), 3)
+    }
+
+    /// The frame of flow 5 as a correct node sends it out.
+    fn translated() -> Vec<u8> {
+        let flow = flow(5, 0, 3);
+        let mut frame = ethernet_ipv4_udp(MAC_NET_UP, MAC_UP, 8 + 18);
+        frame.extend(5u32.to_be_bytes());
+        frame.extend([0; 14]);
+        frame[22] = TTL - 1;
+        frame[26..30].copy_from_slice(&(EGRESS_BASE + flow.vnid_number).to_be_bytes());
+        frame[30..34].copy_from_slice(&flow.remote.to_be_bytes());
+        frame[34..36].copy_from_slice(&flow.source_port.to_be_bytes());
+        frame[36..38].copy_from_slice(&REMOTE_PORT.to_be_bytes());
+        let udp = !fold(sum(&frame[26..34]) + 17 + 26 + sum(&frame[34..]));
+        frame[40..42].copy_from_slice(&udp.to_be_bytes());
+        let ip = !fold(sum(&frame[14..34]));
+        frame[24..26].copy_from_slice(&ip.to_be_bytes());
+        frame
+    }
+
+    fn verdict(frame: &[u8]) -> Result<()> {
+        let mut bytes = [0; CAPTURE_LEN];
+        bytes[..frame.len()].copy_from_slice(frame);
+        let capture = Capture { len: frame.len() as u32, padding: 0, bytes };
+        verify(&capture, &workload(), Expect::Translated)
+    }
+
+    #[test]
+    fn a_translated_frame_passes() {
+        verdict(&translated()).unwrap();
+    }
+
+    #[test]
+    fn no_changed_byte_behind_the_macs_passes() {
+        let frame = translated();
+        // Identification, fragment bits and the UDP payload are covered by checksums.
+        for place in 12..frame.len() {
+            let mut damaged = frame.clone();
+            damaged[place] ^= 0x01;
+            assert!(verdict(&damaged).is_err(), "byte {place} was changed unseen");
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_short_is_refused_without_a_panic() {
+        let frame = translated();
+        for len in 0..frame.len() {
+            assert!(verdict(&frame[..len]).is_err(), "{len} bytes passed");
+        }
+    }
+}

@@ -22,6 +22,7 @@ use super::{
     net::command,
     object::Arrived,
     rig::Rig,
+    sockets,
     workload::Workload,
 };
 
@@ -33,9 +34,9 @@ pub const VERIFIED: u32 = 40;
 /// What a run cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sample {
-    /// CPU time a packet, in nanoseconds: generator, node and sink.
+    /// CPU time a packet (or the workload's unit), in nanoseconds: sender, node and receiver.
     pub ns: f64,
-    /// Wall time a packet, in nanoseconds.
+    /// Wall time of the same.
     pub wall_ns: f64,
     pub packets: u32,
     /// Share of packets that did not arrive.
@@ -44,7 +45,8 @@ pub struct Sample {
     pub steal: u64,
     /// How often the sending thread was put aside.
     pub switches: u64,
-    /// Age of packets at the sink in nanoseconds: median, 99 and 99.9 percent. Timed runs only.
+    /// Age of packets at the sink, or time of a transaction, in nanoseconds: median, 99 and 99.9
+    /// percent. Timed packets and transactions only.
     pub latency: Option<[u64; 3]>,
 }
 
@@ -54,7 +56,7 @@ pub fn measuring_core() -> Result<usize> {
 }
 
 /// Pins the calling thread to this core and gives it real-time priority.
-fn take_core(core: usize) -> Result<()> {
+pub fn take_core(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core).with_context(|| format!("core {core}"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to core {core}"))?;
@@ -63,10 +65,11 @@ fn take_core(core: usize) -> Result<()> {
 
 /// The id of `ksoftirqd/CORE`, and its run time so far in nanoseconds.
 #[derive(Debug, Clone, Copy)]
-struct Ksoftirqd(u32);
+pub struct Ksoftirqd(u32);
 
 impl Ksoftirqd {
-    fn of(core: usize) -> Result<Self> {
+    /// That of this core.
+    pub fn of(core: usize) -> Result<Self> {
         let wanted = format!("ksoftirqd/{core}");
         for entry in fs::read_dir("/proc").context("list /proc")?.flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
@@ -78,7 +81,8 @@ impl Ksoftirqd {
         anyhow::bail!("no thread {wanted}: the kernel's threads are not visible here")
     }
 
-    fn nanoseconds(self) -> Result<u64> {
+    /// Its run time so far.
+    pub fn nanoseconds(self) -> Result<u64> {
         let path = format!("/proc/{}/schedstat", self.0);
         let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         let first = text.split_whitespace().next().unwrap_or_default();
@@ -87,7 +91,7 @@ impl Ksoftirqd {
 }
 
 /// The eighth number of `cpuCORE` in /proc/stat.
-fn steal(core: usize) -> Result<u64> {
+pub fn steal(core: usize) -> Result<u64> {
     let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
     let prefix = format!("cpu{core} ");
     let line = stat.lines().find(|line| line.starts_with(&prefix));
@@ -96,14 +100,16 @@ fn steal(core: usize) -> Result<u64> {
 }
 
 /// What the sending thread reads of itself before and after.
-struct Thread {
-    cpu: Duration,
-    wall: Instant,
-    switches: u64,
+#[derive(Debug, Clone, Copy)]
+pub struct Thread {
+    pub cpu: Duration,
+    pub wall: Instant,
+    pub switches: u64,
 }
 
 impl Thread {
-    fn now() -> Result<Self> {
+    /// Of the calling thread.
+    pub fn now() -> Result<Self> {
         let usage = getrusage(UsageWho::RUSAGE_THREAD).context("usage of this thread")?;
         let cpu = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("CPU time")?;
         Ok(Self {
@@ -147,6 +153,9 @@ pub fn run(
     count: u32,
     core: usize,
 ) -> Result<Sample> {
+    if let Some(talk) = workload.talk {
+        return sockets::run(rig, workload, talk, count, core);
+    }
     rig.arm(workload, frame::rule(workload, expect)?)?;
     let ksoftirqd = Ksoftirqd::of(core)?;
     let (deferred, stolen) = (ksoftirqd.nanoseconds()?, steal(core)?);

@@ -1,9 +1,11 @@
 //! The benchmark of the data path: variants side by side, in network namespaces of their own.
 //!
 //! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
-//! carries it, `measure` does one run, `campaign` all of them, `report` tells the outcome, `plan` says what each level of effort runs.
+//! carries it, `measure` does one run (`sockets` one of real TCP), `campaign` all of them, `report`
+//! tells the outcome; `plan` says what each level of effort runs.
 pub mod campaign;
 pub mod enclosure;
+pub mod ends;
 pub mod frame;
 pub mod machine;
 pub mod measure;
@@ -12,6 +14,7 @@ pub mod object;
 pub mod plan;
 pub mod report;
 pub mod rig;
+pub mod sockets;
 pub mod stats;
 pub mod variants;
 pub mod workload;

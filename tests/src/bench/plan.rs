@@ -7,7 +7,7 @@ use super::{
     workload::{
         Entry::{Gateway, Tunnel},
         Flows::{Established, New},
-        Workload,
+        Talk, Workload,
     },
 };
 
@@ -69,7 +69,7 @@ impl Level {
         if self == Self::Full {
             all.extend(full());
         }
-        all.sort_by_key(|workload| (workload.policies, workload.entry));
+        all.sort_by_key(|workload| (workload.talk.is_some(), workload.policies, workload.entry));
         all
     }
 }
@@ -103,6 +103,10 @@ fn default() -> Vec<Workload> {
         Workload::new("gateway/new-1000-vnids-last", Gateway, New, 1_000).last_vnid(),
         Workload::new("gateway/new-5000-vnids", Gateway, New, 5_000),
         Workload::new("gateway/new-5000-vnids-last", Gateway, New, 5_000).last_vnid(),
+        Workload::sockets("sockets/stream", Talk::Stream, false),
+        Workload::sockets("sockets/stream-offload", Talk::Stream, true),
+        Workload::sockets("sockets/transactions", Talk::Transactions, false),
+        Workload::sockets("sockets/connections", Talk::Connections, false),
         many(5_000, "tunnel/established-10k-5000-vnids"),
         many(100_000, "tunnel/established-10k-100000-vnids"),
     ]

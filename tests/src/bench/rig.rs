@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result};
 use egress_common::bench::{EGRESS_BASE, POD_BASE, REMOTE_BASE, Redirect, SinkRule, vnid};
 
 use super::{
+    ends::Ends,
     frame,
     net::Netns,
     object::Object,
@@ -54,6 +55,8 @@ pub struct Setting {
     pub entry: Entry,
     /// How many VNIDs have an egress IP of their own.
     pub policies: u32,
+    /// Whether sockets talk; else the generator sends and the sink receives.
+    pub sockets: bool,
 }
 
 /// One egress node with its surroundings.
@@ -62,6 +65,8 @@ pub struct Rig {
     pub object: Object,
     pub node: Netns,
     pub net: Netns,
+    /// The namespaces of the sockets, if they talk.
+    pub ends: Option<Ends>,
     net_up: u32,
     net_gw: u32,
     up: u32,
@@ -76,13 +81,19 @@ impl Rig {
         links(&node, &net)?;
         addresses(&node, setting).with_context(|| format!("addresses of rig {name}"))?;
         let mut object = Object::load()?;
-        net.enter(|| {
-            object.attach_xdp("sink", "net-up")?;
-            object.attach_xdp("sink", "net-gw")
-        })?;
+        let ends = match setting.sockets {
+            true => Some(Ends::new(&prefix, &net)?),
+            false => None,
+        };
+        if ends.is_none() {
+            net.enter(|| {
+                object.attach_xdp("sink", "net-up")?;
+                object.attach_xdp("sink", "net-gw")
+            })?;
+        }
         let (net_up, net_gw) = (net.ifindex("net-up")?, net.ifindex("net-gw")?);
         let up = node.ifindex(UPLINK)?;
-        Ok(Self { setting, object, node, net, net_up, net_gw, up })
+        Ok(Self { setting, object, node, net, ends, net_up, net_gw, up })
     }
 
     /// The interface of `net` that this workload's packets are sent into.
@@ -119,7 +130,8 @@ impl Rig {
     }
 }
 
-fn mac(bytes: [u8; 6]) -> String {
+/// Hexadecimal notation of a MAC.
+pub fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 

@@ -36,6 +36,18 @@ pub enum Flows {
     New,
 }
 
+/// What two TCP sockets do with each other, a pod's and an external host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Talk {
+    /// One connection, as much as goes through; counted in KiB.
+    Stream,
+    /// One connection, 64 bytes there and back; counted in transactions.
+    Transactions,
+    /// A connection, closed at once, to another host each time; counted in connections.
+    Connections,
+}
+
 /// One row of the report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Workload {
@@ -56,6 +68,10 @@ pub struct Workload {
     pub batch: u32,
     /// Packets carry the time of sending, and the sink keeps a histogram of their age.
     pub timed: bool,
+    /// Real sockets in place of the generator.
+    pub talk: Option<Talk>,
+    /// Whether the sockets' interfaces leave checksums and segmentation to the receiver.
+    pub offload: bool,
 }
 
 impl Workload {
@@ -72,17 +88,38 @@ impl Workload {
             payload: 18,
             batch: 64,
             timed: false,
+            talk: None,
+            offload: false,
         }
     }
 
     pub fn setting(&self) -> Setting {
-        Setting { entry: self.entry, policies: self.policies }
+        Setting { entry: self.entry, policies: self.policies, sockets: self.talk.is_some() }
     }
 
     /// The same flows in the other direction.
     pub fn replies(mut self) -> Self {
         self.direction = Direction::Reply;
         self
+    }
+
+    /// A pod's socket and an external host's, over the tunnel.
+    pub fn sockets(name: impl Into<String>, talk: Talk, offload: bool) -> Self {
+        let flows = match talk {
+            Talk::Stream | Talk::Transactions => Flows::Established(1),
+            Talk::Connections => Flows::New,
+        };
+        Self { talk: Some(talk), offload, ..Self::new(name, Entry::Tunnel, flows, 1) }
+    }
+
+    /// What a cost is counted by.
+    pub fn unit(&self) -> &'static str {
+        match self.talk {
+            None => "packet",
+            Some(Talk::Stream) => "KiB",
+            Some(Talk::Transactions) => "transaction",
+            Some(Talk::Connections) => "connection",
+        }
     }
 
     /// Traffic of the last VNID alone: the last rule of a list.

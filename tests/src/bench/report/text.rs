@@ -45,6 +45,13 @@ fn heading() -> Vec<String> {
     heading
 }
 
+/// A workload's name, and what its costs are counted by.
+fn title(lines: &[&Line]) -> String {
+    lines.first().map_or_else(String::new, |line| {
+        format!("{} (cost of a {})", line.workload.name, line.workload.unit())
+    })
+}
+
 /// One block a workload, columns aligned.
 pub fn terminal(outcome: &Outcome) -> String {
     let mut text = String::new();
@@ -58,7 +65,7 @@ pub fn terminal(outcome: &Outcome) -> String {
             let full = rows.iter().filter(|row| row.len() > 2);
             full.filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
         };
-        writeln!(text, "{name}").expect("a string takes everything");
+        writeln!(text, "{}", title(&lines)).expect("a string takes everything");
         for row in &rows {
             let cells = row.iter().enumerate().map(|(column, cell)| {
                 let width = width(column).unwrap_or(0).max(if column == 0 { 16 } else { 0 });
@@ -107,14 +114,16 @@ pub fn markdown(outcome: &Outcome, charts: &[(&str, &str)]) -> String {
         text += &format!("## Goals\n\n```text\n{goals}```\n\n");
     }
     for name in outcome.workloads() {
-        text += &format!("## {name}\n\n");
+        let lines: Vec<&Line> =
+            outcome.lines.iter().filter(|line| line.workload.name == name).collect();
+        text += &format!("## {}\n\n", title(&lines));
         let heading = heading();
         text += &format!("| {} |\n|{}\n", heading.join(" | "), " --- |".repeat(heading.len()));
-        for line in outcome.lines.iter().filter(|line| line.workload.name == name) {
+        for line in &lines {
             text += &format!("| {} |\n", cells(line).join(" | "));
         }
         text.push('\n');
-        for line in outcome.lines.iter().filter(|line| line.workload.name == name) {
+        for line in &lines {
             if let Some([half, most, nearly_all]) = line.latency {
                 let name = &line.variant;
                 text +=

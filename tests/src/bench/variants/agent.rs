@@ -23,8 +23,8 @@ use crate::bench::{
     workload::{Direction, Entry, Flows, Workload},
 };
 
-/// Room for the largest workload, on every data path alike.
-const MAX_FLOWS: u32 = 2_097_152;
+/// The product's default, on every data path alike.
+const MAX_FLOWS: u32 = 1_048_576;
 
 /// Files of the enclosure's own /run: they vanish with it.
 const CONFIG: &str = "/run/config.yaml";
@@ -175,6 +175,8 @@ impl Variant for Agent {
         match (self.data_path, workload.entry, workload.direction) {
             // Only the uplink has a program on XDP; a local pod's packets take the tc program.
             (DataPath::Xdp, Entry::Gateway, Direction::Original) => false,
+            // A frame on XDP must be whole: no checksum or segmentation left for later.
+            (DataPath::Xdp, ..) if workload.offload => false,
             // Without a tunnel this is the tc path.
             (DataPath::Tunnel, Entry::Gateway, _) => false,
             _ => true,

@@ -10,7 +10,9 @@ use crate::bench::{
 
 /// They know no flows, so one workload of small original packets says it all.
 fn plain_road(workload: &Workload) -> bool {
-    workload.direction == Direction::Original && workload.flows != Flows::New
+    workload.direction == Direction::Original
+        && workload.flows != Flows::New
+        && workload.talk.is_none()
 }
 
 /// Dropped at the entry: the generator's own cost.
