@@ -110,8 +110,8 @@ fn generate<const WORDS: usize, const BASE: usize>(ctx: &XdpContext) -> Option<u
         // SAFETY: takes no pointer.
         let now = unsafe { bpf_ktime_get_ns() };
         udp_sum += words(now as u32) + words((now >> 32) as u32);
-        put32::<{ 46 }, BASE>(ctx, (now >> 32) as u32)?;
-        put32::<{ 50 }, BASE>(ctx, now as u32)?;
+        put32::<46, BASE>(ctx, (now >> 32) as u32)?;
+        put32::<50, BASE>(ctx, now as u32)?;
     }
     if BASE == 0 {
         put16::<8, BASE>(ctx, (vnid >> 16) as u16)?;
@@ -242,7 +242,7 @@ fn try_redirect_xdp(ctx: &XdpContext) -> Option<u32> {
 
 /// Reference: the cheapest possible forwarding on tc.
 #[classifier]
-pub fn redirect_tc(mut ctx: TcContext) -> i32 {
+pub fn redirect_tc(ctx: TcContext) -> i32 {
     let Some(to) = REDIRECT.get(0) else { return TC_ACT_SHOT };
     if ctx.store(0, &to.macs, 0).is_err() {
         return TC_ACT_SHOT;
