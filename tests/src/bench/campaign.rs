@@ -79,7 +79,7 @@ pub fn run(
             rows.extend(compare(workload, &mut stations, effort, core, &mut dice, &mut progress));
         }
     }
-    progress.end();
+    say("");
     Ok(rows)
 }
 
@@ -272,9 +272,6 @@ impl Progress {
     }
 
     fn say(&self, what: &str) {
-        if !std::io::stderr().is_terminal() {
-            return;
-        }
         let elapsed = self.started.elapsed().as_secs_f64();
         let left = match self.done {
             0 => "?".to_owned(),
@@ -283,14 +280,14 @@ impl Progress {
                 format!("{}:{:02}", seconds as u64 / 60, seconds as u64 % 60)
             }
         };
-        let share = self.done * 100 / self.total.max(1);
-        eprint!("\r\x1b[K{share:3} %, {left} left: {what}");
-        std::io::stderr().flush().unwrap_or_default();
+        say(&format!("{:3} %, {left} left: {what}", self.done * 100 / self.total.max(1)));
     }
+}
 
-    fn end(&self) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
+/// Replaces the line on the terminal; silent where there is none.
+pub fn say(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{what}");
+        std::io::stderr().flush().unwrap_or_default();
     }
 }

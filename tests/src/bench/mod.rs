@@ -2,8 +2,10 @@
 //!
 //! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
 //! carries it, `measure` does one run (`sockets` one of real TCP), `campaign` all of them, `report`
-//! tells the outcome; `plan` says what each level of effort runs.
+//! tells the outcome; `control` measures the control plane, and `plan` says what each
+//! level of effort runs.
 pub mod campaign;
+pub mod control;
 pub mod enclosure;
 pub mod ends;
 pub mod frame;

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::{
     campaign::Effort,
+    control::{Change, Task},
     variants::Variant,
     workload::{
         Entry::{Gateway, Tunnel},
@@ -58,6 +59,18 @@ impl Level {
         let runs = (pairs as u32 * self.rounds()).max(1);
         let run = (self.budget() / runs).clamp(Duration::from_millis(30), self.longest_run());
         Effort { rounds: self.rounds(), run, new_flows: 100_000 }
+    }
+
+    /// What is asked of the control plane.
+    pub fn tasks(self) -> Vec<Task> {
+        let (sizes, repeats): (&[u32], u32) = match self {
+            Self::Quick => (&[1_000], 3),
+            Self::Default => (&[1, 1_000, 10_000], 3),
+            Self::Full => (&[1, 1_000, 10_000], 7),
+        };
+        let ones = sizes.iter().map(|vnids| Task::new(Change::One, *vnids, repeats));
+        let alls = sizes.iter().map(|vnids| Task::new(Change::All, *vnids, repeats));
+        ones.chain(alls).collect()
     }
 
     /// The workloads, those with the same rigs beside each other.

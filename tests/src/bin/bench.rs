@@ -7,7 +7,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use egress_tests::bench::{
-    campaign,
+    campaign, control,
     machine::Machine,
     net,
     plan::Level,
@@ -73,22 +73,25 @@ fn chosen(parts: &[String], all: &[String], name: &str) -> bool {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let builds = Builds { egress: Some(arguments.egress()?), against: arguments.against.clone() };
-    let workloads = arguments.level().workloads();
-    let workload_names: Vec<String> = workloads.iter().map(|each| each.name.clone()).collect();
+    let (workloads, tasks) = (arguments.level().workloads(), arguments.level().tasks());
+    let work_names: Vec<String> = workloads
+        .iter()
+        .map(|workload| workload.name.clone())
+        .chain(tasks.iter().map(|task| task.name.clone()))
+        .collect();
     let variant_names: Vec<String> = catalogue(&builds).iter().map(|each| each.name()).collect();
     if arguments.list {
-        println!("workloads: {}", workload_names.join(" "));
+        println!("workloads: {}", work_names.join(" "));
         println!("variants: {}", variant_names.join(" "));
         return Ok(());
     }
     for part in &arguments.only {
-        let known = workload_names.iter().chain(&variant_names).any(|name| name.contains(part));
+        let known = work_names.iter().chain(&variant_names).any(|name| name.contains(part));
         ensure!(known, "--only {part}: no workload or variant has that in its name; see --list");
     }
-    let workloads: Vec<_> = workloads
-        .into_iter()
-        .filter(|workload| chosen(&arguments.only, &workload_names, &workload.name))
-        .collect();
+    let wanted = |name: &str| chosen(&arguments.only, &work_names, name);
+    let workloads: Vec<_> = workloads.into_iter().filter(|each| wanted(&each.name)).collect();
+    let tasks: Vec<_> = tasks.into_iter().filter(|each| wanted(&each.name)).collect();
     // The references stay, as a cost without a ratio says little.
     let variants = || -> Vec<Box<dyn Variant>> {
         let mut variants = catalogue(&builds);
@@ -102,7 +105,9 @@ fn main() -> Result<()> {
     let machine = Machine::read()?;
     net::sandbox()?;
     let rows = campaign::run(&workloads, variants, effort, arguments.seed)?;
-    let outcome = Outcome::new(machine, effort, arguments.seed, rows);
+    let control = control::run(&tasks, &builds, campaign::say);
+    campaign::say("");
+    let outcome = Outcome::new(machine, effort, arguments.seed, rows, control);
     print!("{}", outcome.table());
     outcome.write(&arguments.out)?;
     println!("written: results.json, report.md and charts in {}", arguments.out.display());

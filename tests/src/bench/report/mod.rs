@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{
     campaign::{Effort, Row},
+    control,
     machine::Machine,
     measure::Sample,
     stats::Summary,
@@ -29,6 +30,8 @@ pub struct Outcome {
     /// Decides the order of rounds.
     pub seed: u32,
     pub lines: Vec<Line>,
+    /// The control plane's.
+    pub control: Vec<control::Line>,
 }
 
 /// One variant under one workload.
@@ -51,9 +54,15 @@ pub struct Line {
 }
 
 impl Outcome {
-    pub fn new(machine: Machine, effort: Effort, seed: u32, rows: Vec<Row>) -> Self {
+    pub fn new(
+        machine: Machine,
+        effort: Effort,
+        seed: u32,
+        rows: Vec<Row>,
+        control: Vec<control::Line>,
+    ) -> Self {
         let lines = rows.iter().map(|row| Line::new(row, &rows)).collect();
-        Self { machine, effort, seed, lines }
+        Self { machine, effort, seed, lines, control }
     }
 
     /// The line of this variant under the workload with this name.

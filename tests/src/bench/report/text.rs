@@ -83,7 +83,31 @@ pub fn terminal(outcome: &Outcome) -> String {
         }
         text.push('\n');
     }
-    text + &goals::table(outcome)
+    text + &control(outcome) + &goals::table(outcome)
+}
+
+/// The control plane's lines, in milliseconds; empty if nothing was asked of it.
+fn control(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    let mut task = "";
+    for line in &outcome.control {
+        if line.task.name != task {
+            task = &line.task.name;
+            text += &format!("{task} (milliseconds)\n");
+        }
+        let means = &line.means;
+        match (&line.time, &line.void) {
+            (Some(time), _) => {
+                let Summary { min, median, max, .. } = time;
+                text += &format!("  {means:<30} {median:10.1}  ({min:.1} to {max:.1})\n");
+            }
+            (None, reason) => {
+                let reason = one_line(reason.as_deref().unwrap_or("never measured"));
+                text += &format!("  {means:<30} void: {reason}\n");
+            }
+        }
+    }
+    if text.is_empty() { text } else { text + "\n" }
 }
 
 /// The report, with the charts beside it.
@@ -130,6 +154,11 @@ pub fn markdown(outcome: &Outcome, charts: &[(&str, &str)]) -> String {
                     &format!("- {name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns\n");
             }
         }
+    }
+    let control = control(outcome);
+    if !control.is_empty() {
+        text += "\n## Control plane\n\nFrom the change to the first packet that obeys it.\n\n";
+        text += &format!("```text\n{control}```\n");
     }
     text += "\n## Machine\n\n";
     let tables = match (machine.conntrack_max, machine.conntrack_buckets) {

@@ -9,14 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use egress_common::bench::{EGRESS_BASE, vnid};
+use egress_common::bench::vnid;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::{Value, json};
 
-use super::{Variant, mark_packets};
+use super::{Variant, mark_packets, netfilter::egress_ip};
 use crate::bench::{
     enclosure::Enclosure,
     rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, TUNNEL, UPLINK, dotted},
@@ -29,6 +29,7 @@ const MAX_FLOWS: u32 = 1_048_576;
 /// Files of the enclosure's own /run: they vanish with it.
 const CONFIG: &str = "/run/config.yaml";
 const OBJECTS: &str = "/run/objects.yaml";
+const NEXT_OBJECTS: &str = "/run/objects.next";
 const LOG: &str = "/run/log";
 
 /// The value of the key `dataPath`.
@@ -100,6 +101,23 @@ impl Agent {
         Ok(())
     }
 
+    /// Replaces the objects by those of so many VNIDs, in one move; the agent notices by itself.
+    pub fn set_objects(&self, policies: u32) -> Result<()> {
+        let enclosure = self.enclosure.as_ref().context("an agent without an enclosure")?;
+        let objects = objects(policies).to_string();
+        enclosure.inside(move || {
+            fs::write(NEXT_OBJECTS, objects).with_context(|| format!("write {NEXT_OBJECTS}"))?;
+            fs::rename(NEXT_OBJECTS, OBJECTS).with_context(|| format!("replace {OBJECTS}"))
+        })?
+    }
+
+    /// Ends the agent for good, so that it can be installed on another rig.
+    pub fn close(&mut self) -> Result<()> {
+        let stopped = self.stop();
+        self.enclosure = None;
+        stopped
+    }
+
     /// Ends the agent and takes away what it leaves in the kernel.
     fn stop(&mut self) -> Result<()> {
         let Some(mut running) = self.running.take() else { return Ok(()) };
@@ -115,7 +133,9 @@ impl Agent {
 
     /// Waits until the agent has hosted the last VNID's egress IP.
     fn await_ready(&mut self, rig: &Rig) -> Result<()> {
-        let last = dotted((EGRESS_BASE + rig.setting.policies - 1).to_be_bytes());
+        // Without a VNID there is nothing to wait for.
+        let Some(last) = rig.setting.policies.checked_sub(1) else { return Ok(()) };
+        let last = egress_ip(last);
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let running = self.running.as_mut().context("the agent was not started")?;
@@ -237,7 +257,6 @@ fn agent_config(data_path: DataPath) -> Value {
 
 /// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID.
 fn objects(policies: u32) -> Value {
-    let egress_ip = |number: u32| dotted((EGRESS_BASE + number).to_be_bytes());
     let host_subnet = |name: &str, ip: [u8; 4], subnet: &str, egress_ips: Vec<String>| {
         json!({
             "apiVersion": "network.openshift.io/v1",

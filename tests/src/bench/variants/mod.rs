@@ -16,7 +16,7 @@ use super::{
 };
 
 pub use agent::{Agent, DataPath};
-pub use netfilter::{Flowtable, Iptables, NftMap};
+pub use netfilter::{Flowtable, Iptables, NftMap, egress_ip, snat_rule};
 pub use references::{Forwarding, RedirectTc, RedirectXdp, XdpDrop};
 
 /// One way of doing the egress node's job.

@@ -19,7 +19,8 @@ const CLUSTER: &str = "10.128.0.0/14";
 /// Rules beyond which a rule list is no longer tried: a new flow would cost a millisecond.
 const MOST_RULES: u32 = 5_000;
 
-fn egress_ip(number: u32) -> String {
+/// The egress IP of the VNID with this number.
+pub fn egress_ip(number: u32) -> String {
     dotted((EGRESS_BASE + number).to_be_bytes())
 }
 
@@ -124,11 +125,15 @@ fn nft_map(policies: u32) -> String {
     let elements: Vec<String> = (0..policies)
         .map(|number| format!("{:#x} : {}", vnid(number), egress_ip(number)))
         .collect();
+    // nft knows no empty list.
+    let elements = match elements.is_empty() {
+        true => String::new(),
+        false => format!("elements = {{ {} }};", elements.join(", ")),
+    };
     format!(
-        "map egress {{ type mark : ipv4_addr; elements = {{ {} }}; }}\n\
+        "map egress {{ type mark : ipv4_addr; {elements} }}\n\
          chain postrouting {{ type nat hook postrouting priority srcnat;\n\
-         ip saddr {CLUSTER} snat to meta mark map @egress\n}}\n",
-        elements.join(", ")
+         ip saddr {CLUSTER} snat to meta mark map @egress\n}}\n"
     )
 }
 
