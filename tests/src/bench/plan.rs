@@ -69,8 +69,9 @@ impl Level {
             Self::Full => (&[1, 1_000, 10_000], 7),
         };
         let ones = sizes.iter().map(|vnids| Task::new(Change::One, *vnids, repeats));
-        let alls = sizes.iter().map(|vnids| Task::new(Change::All, *vnids, repeats));
-        ones.chain(alls).collect()
+        // A thousand calls of iptables do not fit into two minutes.
+        let alls = sizes.iter().filter(|_| self != Self::Quick);
+        ones.chain(alls.map(|vnids| Task::new(Change::All, *vnids, repeats))).collect()
     }
 
     /// The workloads, those with the same rigs beside each other.
