@@ -25,7 +25,7 @@ struct Arguments {
     /// An hour or more: the whole grid
     #[arg(long)]
     full: bool,
-    /// Only workloads or variants whose name contains this (repeatable)
+    /// Only workloads or variants whose name is or contains this (repeatable)
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Another build of `egress` to hold this one against
@@ -63,11 +63,15 @@ impl Arguments {
     }
 }
 
-/// Whether a name passes `--only`. Parts that match no name of this kind say nothing about it.
+/// Whether a name passes `--only`. A part that is a whole name means that name alone; parts that
+/// match no name of this kind say nothing about it.
 fn chosen(parts: &[String], all: &[String], name: &str) -> bool {
-    let mut about_this_kind =
-        parts.iter().filter(|part| all.iter().any(|name| name.contains(part.as_str()))).peekable();
-    about_this_kind.peek().is_none() || about_this_kind.any(|part| name.contains(part.as_str()))
+    let matches = |part: &str, name: &str| {
+        if all.iter().any(|each| each == part) { name == part } else { name.contains(part) }
+    };
+    let about_this_kind: Vec<&String> =
+        parts.iter().filter(|part| all.iter().any(|each| matches(part, each))).collect();
+    about_this_kind.is_empty() || about_this_kind.iter().any(|part| matches(part, name))
 }
 
 fn main() -> Result<()> {
