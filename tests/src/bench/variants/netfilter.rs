@@ -125,15 +125,11 @@ fn nft_map(policies: u32) -> String {
     let elements: Vec<String> = (0..policies)
         .map(|number| format!("{:#x} : {}", vnid(number), egress_ip(number)))
         .collect();
-    // nft knows no empty list.
-    let elements = match elements.is_empty() {
-        true => String::new(),
-        false => format!("elements = {{ {} }};", elements.join(", ")),
-    };
     format!(
-        "map egress {{ type mark : ipv4_addr; {elements} }}\n\
+        "map egress {{ type mark : ipv4_addr; elements = {{ {} }}; }}\n\
          chain postrouting {{ type nat hook postrouting priority srcnat;\n\
-         ip saddr {CLUSTER} snat to meta mark map @egress\n}}\n"
+         ip saddr {CLUSTER} snat to meta mark map @egress\n}}\n",
+        elements.join(", ")
     )
 }
 
