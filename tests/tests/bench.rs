@@ -5,8 +5,9 @@ use anyhow::Result;
 use egress_tests::bench::{
     campaign::{self, Effort, Row},
     net,
+    plan::Level,
     rig::Rig,
-    variants::{Forwarding, Iptables, RedirectXdp, Variant},
+    variants::{Forwarding, Iptables, NftMap, RedirectXdp, Variant},
     workload::{Entry, Flows, Talk, Workload},
 };
 
@@ -200,4 +201,22 @@ impl Variant for Impostor {
 fn a_variant_that_does_not_start_is_void_with_its_reason() {
     let row = row(established(Entry::Gateway), Broken);
     assert_eq!(row.void.unwrap(), "no such kernel");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_workload_of_the_grid_can_be_carried() {
+    net::sandbox().unwrap();
+    let catalogue = || -> Vec<Box<dyn Variant>> { vec![Box::new(NftMap)] };
+    let rows = campaign::run(&Level::Full.workloads(), catalogue, SMALL, 1).unwrap();
+    for row in rows {
+        let name = row.workload.name;
+        match row.void {
+            // Conntrack's size is the machine's, so a million flows may not fit.
+            Some(reason) if name.ends_with("1m") => {
+                assert!(reason.starts_with("conntrack holds"), "{name}: {reason}");
+            }
+            void => assert_eq!(void, None, "{name}"),
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
 //! carries it, `measure` does one run (`sockets` one of real TCP), `campaign` all of them, `report`
-//! tells the outcome; `control` measures the control plane, and `plan` says what each
+//! tells the outcome; `control` measures the control plane, `memory` a flow, and `plan` says what each
 //! level of effort runs.
 pub mod campaign;
 pub mod control;
@@ -11,6 +11,7 @@ pub mod ends;
 pub mod frame;
 pub mod machine;
 pub mod measure;
+pub mod memory;
 pub mod net;
 pub mod object;
 pub mod plan;

@@ -9,7 +9,7 @@ use clap::Parser;
 use egress_tests::bench::{
     campaign, control,
     machine::Machine,
-    net,
+    memory, net,
     plan::Level,
     report::{Outcome, REFERENCES},
     variants::{Builds, Variant, catalogue},
@@ -82,6 +82,7 @@ fn main() -> Result<()> {
         .iter()
         .map(|workload| workload.name.clone())
         .chain(tasks.iter().map(|task| task.name.clone()))
+        .chain([memory::NAME.to_owned()])
         .collect();
     let variant_names: Vec<String> = catalogue(&builds).iter().map(|each| each.name()).collect();
     if arguments.list {
@@ -110,8 +111,9 @@ fn main() -> Result<()> {
     net::sandbox()?;
     let rows = campaign::run(&workloads, variants, effort, arguments.seed)?;
     let control = control::run(&tasks, &builds, campaign::say);
+    let memory = if wanted(memory::NAME) { memory::run(&builds) } else { Vec::new() };
     campaign::say("");
-    let outcome = Outcome::new(machine, effort, arguments.seed, rows, control);
+    let outcome = Outcome::new(machine, effort, arguments.seed, rows, control, memory);
     print!("{}", outcome.table());
     outcome.write(&arguments.out)?;
     println!("written: results.json, report.md and charts in {}", arguments.out.display());

@@ -15,6 +15,7 @@ use super::{
     control,
     machine::Machine,
     measure::Sample,
+    memory,
     stats::Summary,
     workload::Workload,
 };
@@ -32,6 +33,8 @@ pub struct Outcome {
     pub lines: Vec<Line>,
     /// The control plane's.
     pub control: Vec<control::Line>,
+    /// Bytes a flow.
+    pub memory: Vec<memory::Line>,
 }
 
 /// One variant under one workload.
@@ -60,9 +63,10 @@ impl Outcome {
         seed: u32,
         rows: Vec<Row>,
         control: Vec<control::Line>,
+        memory: Vec<memory::Line>,
     ) -> Self {
         let lines = rows.iter().map(|row| Line::new(row, &rows)).collect();
-        Self { machine, effort, seed, lines, control }
+        Self { machine, effort, seed, lines, control, memory }
     }
 
     /// The line of this variant under the workload with this name.

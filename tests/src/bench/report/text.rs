@@ -2,7 +2,7 @@
 use std::fmt::Write as _;
 
 use super::{Line, Outcome, REFERENCES, goals};
-use crate::bench::stats::Summary;
+use crate::bench::{memory, stats::Summary};
 
 /// The cells of one line, as both tables show them.
 fn cells(line: &Line) -> Vec<String> {
@@ -83,7 +83,7 @@ pub fn terminal(outcome: &Outcome) -> String {
         }
         text.push('\n');
     }
-    text + &control(outcome) + &goals::table(outcome)
+    text + &control(outcome) + &memory(outcome) + &goals::table(outcome)
 }
 
 /// The control plane's lines, in milliseconds; empty if nothing was asked of it.
@@ -108,6 +108,21 @@ fn control(outcome: &Outcome) -> String {
         }
     }
     if text.is_empty() { text } else { text + "\n" }
+}
+
+/// Bytes a flow; empty if that was not asked.
+fn memory(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for line in &outcome.memory {
+        let figure = match (line.bytes, &line.void) {
+            (Some(bytes), _) => format!("{bytes:.0}"),
+            (None, reason) => {
+                format!("void: {}", one_line(reason.as_deref().unwrap_or("never measured")))
+            }
+        };
+        text += &format!("  {:<30} {figure:>10}\n", line.means);
+    }
+    if text.is_empty() { text } else { format!("{} (bytes)\n{text}\n", memory::NAME) }
 }
 
 /// The report, with the charts beside it.
@@ -159,6 +174,10 @@ pub fn markdown(outcome: &Outcome, charts: &[(&str, &str)]) -> String {
     if !control.is_empty() {
         text += "\n## Control plane\n\nFrom the change to the first packet that obeys it.\n\n";
         text += &format!("```text\n{control}```\n");
+    }
+    let memory = memory(outcome);
+    if !memory.is_empty() {
+        text += &format!("\n## Memory\n\n```text\n{memory}```\n");
     }
     text += "\n## Machine\n\n";
     let tables = match (machine.conntrack_max, machine.conntrack_buckets) {

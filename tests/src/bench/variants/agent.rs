@@ -1,5 +1,6 @@
 //! Ours: the real agent, started on the node by its documented command line and objects.
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::PathBuf,
@@ -24,7 +25,7 @@ use crate::bench::{
 };
 
 /// The product's default, on every data path alike.
-const MAX_FLOWS: u32 = 1_048_576;
+pub const MAX_FLOWS: u32 = 1_048_576;
 
 /// Files of the enclosure's own /run: they vanish with it.
 const CONFIG: &str = "/run/config.yaml";
@@ -109,6 +110,25 @@ impl Agent {
             fs::write(NEXT_OBJECTS, objects).with_context(|| format!("write {NEXT_OBJECTS}"))?;
             fs::rename(NEXT_OBJECTS, OBJECTS).with_context(|| format!("replace {OBJECTS}"))
         })?
+    }
+
+    /// Bytes of all maps that the agent holds open, as the kernel counts them.
+    pub fn map_bytes(&self) -> Result<u64> {
+        let running = self.running.as_ref().context("no agent is running")?;
+        let directory = format!("/proc/{}/fdinfo", running.child.id());
+        let mut maps = BTreeMap::new();
+        for entry in fs::read_dir(&directory).with_context(|| format!("list {directory}"))? {
+            // A descriptor may be closed while we look.
+            let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+            let field = |name: &str| -> Option<u64> {
+                text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+            };
+            if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+                maps.insert(id, bytes);
+            }
+        }
+        ensure!(!maps.is_empty(), "the agent holds no maps open");
+        Ok(maps.values().sum())
     }
 
     /// Ends the agent for good, so that it can be installed on another rig.

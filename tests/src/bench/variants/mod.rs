@@ -15,7 +15,7 @@ use super::{
     workload::{Entry, Workload},
 };
 
-pub use agent::{Agent, DataPath};
+pub use agent::{Agent, DataPath, MAX_FLOWS};
 pub use netfilter::{Flowtable, Iptables, NftMap, egress_ip, snat_rule};
 pub use references::{Forwarding, RedirectTc, RedirectXdp, XdpDrop};
 
