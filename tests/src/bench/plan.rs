@@ -108,7 +108,8 @@ fn default() -> Vec<Workload> {
     vec![
         Workload::new("tunnel/established-1m", Tunnel, Established(MILLION), 1),
         Workload::new("tunnel/payload-1200", Tunnel, Established(TEN_THOUSAND), 1).payload(1200),
-        Workload::new("tunnel/latency", Tunnel, Established(TEN_THOUSAND), 1).latency(),
+        Workload::new("tunnel/latency-alone", Tunnel, Established(TEN_THOUSAND), 1).latency(1),
+        Workload::new("tunnel/latency-loaded", Tunnel, Established(TEN_THOUSAND), 1).latency(64),
         Workload::new("gateway/established-1", Gateway, Established(1), 1),
         Workload::new("gateway/established-1m", Gateway, Established(MILLION), 1),
         Workload::new("gateway/replies-10k", Gateway, Established(TEN_THOUSAND), 1).replies(),
@@ -139,6 +140,6 @@ fn full() -> Vec<Workload> {
         Workload::new("tunnel/new-100-vnids", Tunnel, New, 100),
         Workload::new("tunnel/new-1000-vnids", Tunnel, New, 1_000),
         Workload::new("tunnel/new-5000-vnids", Tunnel, New, 5_000),
-        Workload::new("gateway/latency", Gateway, Established(TEN_THOUSAND), 1).latency(),
+        Workload::new("gateway/latency-loaded", Gateway, Established(TEN_THOUSAND), 1).latency(64),
     ]
 }

@@ -135,9 +135,9 @@ impl Workload {
         self
     }
 
-    /// One packet at a time, each with its age measured.
-    pub fn latency(mut self) -> Self {
-        self.batch = 1;
+    /// So many packets at once, each with its age at the sink measured.
+    pub fn latency(mut self, batch: u32) -> Self {
+        self.batch = batch;
         self.timed = true;
         self
     }

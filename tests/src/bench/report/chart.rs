@@ -11,7 +11,7 @@ use crate::bench::workload::{Direction, Entry, Flows, Workload};
 const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
 const STYLE: &str = "<style>@media (prefers-color-scheme: dark) { \
     [fill=\"#1F2328\"] { fill: #E6EDF3 } [stroke=\"#1F2328\"] { stroke: #E6EDF3 } }</style>";
-const COLOURS: [RGBColor; 8] = [
+const COLOURS: [RGBColor; 10] = [
     RGBColor(0x2f, 0x81, 0xf7),
     RGBColor(0xdb, 0x6d, 0x28),
     RGBColor(0x2d, 0xa0, 0x4a),
@@ -20,7 +20,10 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0xb0, 0x88, 0x00),
     RGBColor(0x1b, 0x9e, 0x9e),
     RGBColor(0x84, 0x8d, 0x97),
+    RGBColor(0xd1, 0x3f, 0x4d),
+    RGBColor(0x6a, 0x8f, 0x2d),
 ];
+const GREY: RGBColor = COLOURS[7];
 const FONT: &str = "sans-serif";
 const WIDTH: u32 = 860;
 
@@ -96,7 +99,7 @@ fn ratios(outcome: &Outcome, title: &str) -> Result<Option<String>> {
                 y += row;
             }
             let ours = line.variant.starts_with("egress");
-            let colour = if ours { COLOURS[0] } else { COLOURS[7] };
+            let colour = if ours { COLOURS[0] } else { GREY };
             let bar = [(x(0.0), y + 3), (x(median), y + row - 3)];
             told(area.draw(&Rectangle::new(bar, colour.filled())))?;
             let whisker = vec![(x(low), y + row / 2), (x(high), y + row / 2)];
@@ -123,6 +126,9 @@ fn curves(
     let mut series: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
     for line in &outcome.lines {
         let (Some(x), Some(cost)) = (x(line), line.cost) else { continue };
+        if line.variant == "xdp-drop" {
+            continue;
+        }
         match series.iter_mut().find(|(name, _)| *name == line.variant) {
             Some((_, points)) => points.push((x, cost.median)),
             None => series.push((&line.variant, vec![(x, cost.median)])),
@@ -145,7 +151,7 @@ fn curves(
         let area = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
         let text = |size: i32| (FONT, size).into_font().color(&INK);
         let mut builder = ChartBuilder::on(&area);
-        builder.caption(title, text(17)).margin(12).margin_right(30);
+        builder.caption(title, text(17)).margin(12).margin_right(170);
         builder.x_label_area_size(42).y_label_area_size(70);
         let (across, up) = ((left..right).log_scale(), (low * 0.7..high * 1.3).log_scale());
         let mut chart = told(builder.build_cartesian_2d(across, up))?;
@@ -158,15 +164,14 @@ fn curves(
             let colour = COLOURS[number % COLOURS.len()];
             let width = if name.starts_with("egress") { 3 } else { 2 };
             let style = colour.stroke_width(width);
-            told(chart.draw_series(LineSeries::new(points.iter().copied(), style)))?
-                .label(*name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
+            told(chart.draw_series(LineSeries::new(points.iter().copied(), style)))?;
+            let y = 54 + 20 * number as i32;
+            let (from, to) = ((WIDTH as i32 - 155, y), (WIDTH as i32 - 135, y));
+            told(area.draw(&PathElement::new(vec![from, to], style)))?;
+            told(area.draw(&Text::new((*name).to_owned(), (to.0 + 6, y - 6), text(13))))?;
             let dots = points.iter().map(|point| Circle::new(*point, 3, colour.filled()));
             told(chart.draw_series(dots))?;
         }
-        let mut labels = chart.configure_series_labels();
-        labels.position(SeriesLabelPosition::UpperLeft).label_font(text(13));
-        told(labels.border_style(TRANSPARENT).draw())?;
         told(area.present())?;
     }
     Ok(Some(styled(&svg)))

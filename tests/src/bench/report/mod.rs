@@ -144,3 +144,93 @@ impl Line {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{
+        frame::Expect,
+        workload::{Entry, Flows},
+    };
+
+    fn row(workload: Workload, variant: &str, costs: &[f64], void: Option<&str>) -> Row {
+        let samples = costs.iter().map(|ns| Sample {
+            ns: *ns,
+            wall_ns: *ns,
+            packets: 1000,
+            lost: 0.0,
+            steal: 1,
+            switches: 2,
+            latency: None,
+        });
+        Row {
+            workload,
+            variant: variant.to_owned(),
+            expect: Expect::Translated,
+            samples: samples.collect(),
+            void: void.map(str::to_owned),
+            facts: String::new(),
+        }
+    }
+
+    fn outcome() -> Outcome {
+        let mut rows = Vec::new();
+        let flows = [("1", 1, 1.0), ("10k", 10_000, 1.3), ("1m", 1_000_000, 1.9)];
+        for (name, flows, factor) in flows {
+            let flows = Flows::Established(flows);
+            let workload =
+                Workload::new(format!("tunnel/established-{name}"), Entry::Tunnel, flows, 1);
+            let costs = |ns: f64| [ns * factor, ns * factor * 1.1, ns * factor * 0.95];
+            rows.push(row(workload.clone(), "iptables-legacy", &costs(4600.0), None));
+            rows.push(row(workload.clone(), "nft-map", &costs(4500.0), Some("it | lost\nall")));
+            rows.push(row(workload.clone(), "egress-tc", &costs(1500.0), None));
+            rows.push(row(workload, "egress-xdp", &costs(560.0), None));
+        }
+        for (name, policies) in [("new", 1), ("new-100-vnids", 100), ("new-5000-vnids", 5000)] {
+            let name = format!("gateway/{name}");
+            let workload = Workload::new(name, Entry::Gateway, Flows::New, policies);
+            let rules = 3000.0 + 20.0 * f64::from(policies);
+            rows.push(row(workload.clone(), "iptables-legacy", &[rules, rules], None));
+            rows.push(row(workload, "egress-tc", &[2400.0, 2420.0], None));
+        }
+        let effort = Effort { rounds: 4, run: std::time::Duration::ZERO, new_flows: 0 };
+        let machine = Machine::read().unwrap();
+        Outcome::new(machine, effort, 1, rows, Vec::new(), Vec::new())
+    }
+
+    #[test]
+    fn a_void_row_says_why_and_enters_no_ratio() {
+        let outcome = outcome();
+        let void = outcome.line("tunnel/established-1", "nft-map").unwrap();
+        assert_eq!((void.cost, void.ratios.len()), (None, 0));
+        let ours = outcome.line("tunnel/established-1", "egress-tc").unwrap();
+        assert_eq!(ours.ratios.keys().collect::<Vec<_>>(), ["iptables-legacy"]);
+        assert!(outcome.table().contains("nft-map           void: it / lost\n"));
+    }
+
+    #[test]
+    fn a_goal_is_met_or_missed_by_the_median_of_ratios() {
+        let table = goals::table(&outcome());
+        let line = |part: &str| table.lines().find(|line| line.contains(part)).unwrap();
+        assert!(
+            line("egress-tc  against iptables-legacy  tunnel/established-1 ").ends_with("goal met")
+        );
+        assert!(
+            line("egress-xdp against iptables-legacy  tunnel/established-1 ").ends_with("goal met")
+        );
+        assert!(line("gateway/new ").ends_with("above the floor"));
+        assert!(!table.contains("nft-map"), "{table}");
+    }
+
+    #[test]
+    fn charts_are_drawn_for_what_was_measured_and_read_in_the_dark() {
+        let charts = chart::all(&outcome()).unwrap();
+        let names: Vec<&str> = charts.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, ["ratios.svg", "rules.svg", "flows.svg"]);
+        for (name, _, svg) in &charts {
+            assert!(svg.contains("prefers-color-scheme: dark"), "{name}");
+            assert!(svg.contains("egress-tc"), "{name}");
+        }
+        assert!(!charts[2].2.contains("nft-map"), "a void row is in the chart");
+    }
+}
