@@ -27,6 +27,11 @@ use crate::bench::{
 /// The product's default, on every data path alike.
 pub const MAX_FLOWS: u32 = 1_048_576;
 
+/// How long the agent may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// VNIDs that the agent has room for by default.
+const DEFAULT_POLICIES: u32 = 16_384;
+
 /// Files of the enclosure's own /run: they vanish with it.
 const CONFIG: &str = "/run/config.yaml";
 const OBJECTS: &str = "/run/objects.yaml";
@@ -81,7 +86,7 @@ impl Agent {
         };
         let enclosure = self.enclosure.insert(enclosure);
         // Every JSON document is a YAML document.
-        let config = agent_config(self.data_path).to_string();
+        let config = agent_config(self.data_path, rig.setting.policies).to_string();
         let objects = objects(rig.setting.policies).to_string();
         let log = enclosure.inside(move || -> Result<File> {
             fs::write(CONFIG, config).with_context(|| format!("write {CONFIG}"))?;
@@ -155,7 +160,8 @@ impl Agent {
     fn await_ready(&mut self, rig: &Rig) -> Result<()> {
         let last = rig.setting.policies.checked_sub(1).context("a rig without a VNID")?;
         let last = egress_ip(last);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        // The kernel takes a minute for a hundred thousand addresses of one subnet.
+        let deadline = Instant::now() + Duration::from_secs(180);
         loop {
             let running = self.running.as_mut().context("the agent was not started")?;
             if let Some(status) = running.child.try_wait().context("look after the agent")? {
@@ -167,7 +173,7 @@ impl Agent {
             }
             ensure!(
                 Instant::now() < deadline,
-                "the agent has not put {last} on the uplink in a minute: {}",
+                "the agent has not put {last} on the uplink in three minutes: {}",
                 running.last_words()
             );
             thread::sleep(Duration::from_millis(20));
@@ -176,13 +182,26 @@ impl Agent {
 }
 
 impl Running {
+    /// Asks the agent to end and waits; after a while it is made to.
     fn stop(&mut self) -> Result<()> {
         let pid = Pid::from_raw(self.child.id().try_into().context("a process id")?);
         if self.child.try_wait().context("look after the agent")?.is_none() {
             kill(pid, Signal::SIGTERM).context("stop the agent")?;
         }
-        self.child.wait().context("wait for the agent's end")?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().context("wait for the agent's end")?.is_none() {
+            if Instant::now() > deadline {
+                return self.end();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         Ok(())
+    }
+
+    /// Ends the agent at once.
+    fn end(&mut self) -> Result<()> {
+        self.child.kill().context("end the agent")?;
+        self.child.wait().context("wait for the agent's end").map(drop)
     }
 
     fn last_words(&self) -> String {
@@ -199,7 +218,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Err(error) = self.stop() {
+        // What it would give back vanishes with the namespaces.
+        if let Err(error) = self.end() {
             eprintln!("{error:#}");
         }
     }
@@ -252,8 +272,8 @@ impl Variant for Agent {
     }
 }
 
-fn agent_config(data_path: DataPath) -> Value {
-    json!({
+fn agent_config(data_path: DataPath, policies: u32) -> Value {
+    let mut config = json!({
         "apiVersion": "egress/v1alpha1",
         "kind": "AgentConfig",
         "node": {
@@ -271,7 +291,12 @@ fn agent_config(data_path: DataPath) -> Value {
         // Nobody else is there to be asked or told.
         "announce": {"burst": 1, "probe": false},
         "ovs": {"enabled": false},
-    })
+    });
+    // The product's default otherwise.
+    if policies > DEFAULT_POLICIES {
+        config["policies"] = json!({"max": policies});
+    }
+    config
 }
 
 /// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID.
