@@ -45,6 +45,18 @@ fn heading() -> Vec<String> {
     heading
 }
 
+/// What no column has room for: percentiles, and the other build.
+fn notes(line: &Line) -> Vec<String> {
+    let name = &line.variant;
+    let latency = line.latency.map(|[half, most, nearly_all]| {
+        format!("{name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns")
+    });
+    let other = line.ratios.iter().find(|(other, _)| !REFERENCES.contains(&other.as_str()));
+    let other =
+        other.map(|(other, ratio)| format!("{name} against {other}: {}", ratio_text(ratio)));
+    latency.into_iter().chain(other).collect()
+}
+
 /// A workload's name, and what its costs are counted by.
 fn title(lines: &[&Line]) -> String {
     lines.first().map_or_else(String::new, |line| {
@@ -75,10 +87,8 @@ pub fn terminal(outcome: &Outcome) -> String {
             writeln!(text, "  {}", line.trim_end()).expect("a string takes everything");
         }
         for line in lines {
-            if let Some([half, most, nearly_all]) = line.latency {
-                let name = &line.variant;
-                writeln!(text, "  {name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns")
-                    .expect("a string takes everything");
+            for note in notes(line) {
+                writeln!(text, "  {note}").expect("a string takes everything");
             }
         }
         text.push('\n');
@@ -163,10 +173,8 @@ pub fn markdown(outcome: &Outcome, charts: &[(&str, &str)]) -> String {
         }
         text.push('\n');
         for line in &lines {
-            if let Some([half, most, nearly_all]) = line.latency {
-                let name = &line.variant;
-                text +=
-                    &format!("- {name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns\n");
+            for note in notes(line) {
+                text += &format!("- {note}\n");
             }
         }
     }
