@@ -8,6 +8,7 @@
 
 pub mod abi;
 pub mod answer;
+pub mod bench;
 pub mod checksum;
 pub mod flow;
 pub mod icmp;

@@ -1,4 +1,5 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
+pub mod bench;
 pub mod gateway;
 pub mod netns;
 pub mod ovs;

@@ -128,9 +128,14 @@ fn has_nightly_source() -> bool {
         .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
-/// Called from a build script: leaves the object at `OUT_DIR/egress.o`, empty when no toolchain
-/// can build it.
+/// Called from a build script: leaves the agent's object at `OUT_DIR/egress.o`, empty when no
+/// toolchain can build it.
 pub fn build_from_build_script() -> Result<()> {
+    build_binary_from_build_script("egress-ebpf", "egress.o")
+}
+
+/// The same for the binary `binary` of egress-ebpf, left at `OUT_DIR/NAME`.
+pub fn build_binary_from_build_script(binary: &str, name: &str) -> Result<()> {
     let out_dir = PathBuf::from(env::var("OUT_DIR").context("OUT_DIR: not in a build script")?);
     let manifest_dir = env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR")?;
     let root = Path::new(&manifest_dir).join("..");
@@ -138,10 +143,10 @@ pub fn build_from_build_script() -> Result<()> {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
     println!("cargo::rerun-if-env-changed=PATH");
-    let object = out_dir.join("egress.o");
+    let object = out_dir.join(name);
     let Some(toolchain) = Toolchain::find() else {
         println!(
-            "cargo::warning=no BPF toolchain: `egress` is built without its programs; \
+            "cargo::warning=no BPF toolchain: {name} is left empty, without its programs; \
              `cargo xtask setup` installs it"
         );
         println!("cargo::rerun-if-changed={}", what_setup_changes().display());
@@ -149,7 +154,7 @@ pub fn build_from_build_script() -> Result<()> {
     };
     // OUT_DIR is TARGET/PROFILE/build/PACKAGE-HASH/out: one BPF build serves every profile.
     let target_dir = out_dir.ancestors().nth(4).context("OUT_DIR has no target directory")?;
-    let built = build(&toolchain, &root, &target_dir.join("ebpf"))?;
+    let built = build(&toolchain, &root, &target_dir.join("ebpf"), binary)?;
     fs::copy(&built, &object)
         .with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
     Ok(())
@@ -185,17 +190,22 @@ fn check_object_bytes(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs below `target_dir` and returns the object's path.
-pub fn build(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> Result<PathBuf> {
+/// Builds the binary `binary` of egress-ebpf below `target_dir` and returns the object's path.
+pub fn build(
+    toolchain: &Toolchain,
+    root: &Path,
+    target_dir: &Path,
+    binary: &str,
+) -> Result<PathBuf> {
     let status = toolchain
         .cargo("build")
-        .args(["--package", "egress-ebpf", "--target-dir"])
+        .args(["--package", "egress-ebpf", "--bin", binary, "--target-dir"])
         .arg(target_dir)
         .current_dir(root)
         .status()
         .context("start cargo for the BPF target")?;
-    ensure!(status.success(), "building egress-ebpf for the BPF target failed: {status}");
-    Ok(target_dir.join(TARGET).join("release/egress-ebpf"))
+    ensure!(status.success(), "building {binary} for the BPF target failed: {status}");
+    Ok(target_dir.join(TARGET).join("release").join(binary))
 }
 
 #[cfg(test)]

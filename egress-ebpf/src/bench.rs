@@ -1,0 +1,283 @@
+//! The benchmark's programs: generator, sink, and the references that translate nothing.
+//!
+//! An object of its own, so that nothing of it is ever loaded by the agent.
+//! Surprising: the generator gets its pages back dirty, so it writes every header of every packet;
+//! all stores have the natural alignment of their place, because LLVM splits others into bytes.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key, xdp_action},
+    helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_get_tunnel_key, bpf_xdp_load_bytes},
+    macros::{classifier, map, xdp},
+    maps::{Array, PerCpuArray},
+    programs::{TcContext, XdpContext},
+};
+use egress_common::bench::{
+    CAPTURE_LEN, CAPTURES, Capture, EGRESS_BASE, LATENCY_BUCKETS, PLAIN_HEADERS, Redirect, Shape,
+    SinkRule, VXLAN_HEADERS, VXLAN_OVERHEAD, flow, flow_number, mix, vnid,
+};
+
+#[map]
+static SHAPE: Array<Shape> = Array::with_max_entries(1, 0);
+/// The next packet's number. One generator runs at a time, so it needs no atomic.
+#[map]
+static COUNTER: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static RULE: Array<SinkRule> = Array::with_max_entries(1, 0);
+/// Accepted frames at 0, others at 1.
+#[map]
+static ARRIVED: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+static CAPTURED: Array<Capture> = Array::with_max_entries(CAPTURES, 0);
+/// How many frames have been captured.
+#[map]
+static CAPTURE_COUNT: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static LATENCY: PerCpuArray<u64> = PerCpuArray::with_max_entries(LATENCY_BUCKETS, 0);
+#[map]
+static REDIRECT: Array<Redirect> = Array::with_max_entries(1, 0);
+
+/// A pointer to `T` at `offset` of the packet, if all of it is there. `offset` is a constant.
+#[inline(always)]
+fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    (start + size_of::<T>() <= ctx.data_end()).then_some(start as *mut T)
+}
+
+#[inline(always)]
+fn words(number: u32) -> u32 {
+    (number >> 16) + (number & 0xffff)
+}
+
+#[inline(always)]
+fn fold(sum: u32) -> u16 {
+    let sum = words(sum);
+    !(words(sum) as u16)
+}
+
+/// Plain frames: 42 bytes of headers, the VNID in the source MAC.
+#[xdp]
+pub fn generate_plain(ctx: XdpContext) -> u32 {
+    generate::<{ PLAIN_HEADERS / 8 + 1 }, 0>(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// VXLAN frames: 92 bytes of headers.
+#[xdp]
+pub fn generate_vxlan(ctx: XdpContext) -> u32 {
+    generate::<{ VXLAN_HEADERS / 8 + 1 }, VXLAN_OVERHEAD>(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// Writes the template of `WORDS` words, then what changes; `BASE` is where the inner frame starts.
+#[inline(always)]
+fn generate<const WORDS: usize, const BASE: usize>(ctx: &XdpContext) -> Option<u32> {
+    let shape = SHAPE.get(0)?;
+    let counter = COUNTER.get_ptr_mut(0)?;
+    // SAFETY: the map's only writer while a run lasts is this program.
+    let number = unsafe {
+        let number = *counter;
+        *counter = number.wrapping_add(1);
+        flow_number(shape, number)
+    };
+    let flow = flow(number, shape.vnid_first, shape.vnid_count);
+    let egress = EGRESS_BASE + flow.vnid_number;
+    let vnid = vnid(flow.vnid_number);
+    let remote_port = egress_common::bench::REMOTE_PORT;
+    let (source, destination, source_port, destination_port) = if shape.reply == 0 {
+        (flow.pod, flow.remote, flow.source_port, remote_port)
+    } else {
+        (flow.remote, egress, remote_port, flow.source_port)
+    };
+    let ip_check = fold(shape.ip_sum + words(source) + words(destination));
+    let mut udp_sum = shape.udp_sum
+        + words(source)
+        + words(destination)
+        + u32::from(source_port)
+        + u32::from(destination_port)
+        + words(number);
+
+    let template: *mut [u64; WORDS] = at(ctx, 0)?;
+    // SAFETY: `at` has checked the bounds; the frame starts at an address divisible by 8.
+    unsafe {
+        let mut word = 0;
+        while word < WORDS {
+            (*template)[word] = shape.template[word];
+            word += 1;
+        }
+    }
+    if shape.timed != 0 {
+        // SAFETY: takes no pointer.
+        let now = unsafe { bpf_ktime_get_ns() };
+        udp_sum += words(now as u32) + words((now >> 32) as u32);
+        put32::<46, BASE>(ctx, (now >> 32) as u32)?;
+        put32::<50, BASE>(ctx, now as u32)?;
+    }
+    if BASE == 0 {
+        put16::<8, BASE>(ctx, (vnid >> 16) as u16)?;
+        put16::<10, BASE>(ctx, vnid as u16)?;
+    } else {
+        put16::<34, 0>(ctx, 0xc000 | (mix(number) & 0x3fff) as u16)?;
+        put16::<46, 0>(ctx, (vnid >> 8) as u16)?;
+        put16::<48, 0>(ctx, (vnid << 8) as u16)?;
+    }
+    put16::<24, BASE>(ctx, ip_check)?;
+    put32::<26, BASE>(ctx, source)?;
+    put32::<30, BASE>(ctx, destination)?;
+    put16::<34, BASE>(ctx, source_port)?;
+    put16::<36, BASE>(ctx, destination_port)?;
+    let udp_check = fold(udp_sum);
+    put16::<40, BASE>(ctx, if udp_check == 0 { 0xffff } else { udp_check })?;
+    put32::<42, BASE>(ctx, number)?;
+    // SAFETY: takes no pointer.
+    Some(unsafe { bpf_redirect(shape.ifindex, 0) } as u32)
+}
+
+/// Stores a number in network byte order at `OFFSET + BASE`, which is even.
+#[inline(always)]
+fn put16<const OFFSET: usize, const BASE: usize>(ctx: &XdpContext, value: u16) -> Option<()> {
+    let place: *mut u16 = at(ctx, OFFSET + BASE)?;
+    // SAFETY: `at` has checked the bounds, and the place is even.
+    unsafe { *place = value.to_be() };
+    Some(())
+}
+
+#[inline(always)]
+fn put32<const OFFSET: usize, const BASE: usize>(ctx: &XdpContext, value: u32) -> Option<()> {
+    let place: *mut [u16; 2] = at(ctx, OFFSET + BASE)?;
+    // SAFETY: `at` has checked the bounds, and the place is even.
+    unsafe { *place = [((value >> 16) as u16).to_be(), (value as u16).to_be()] };
+    Some(())
+}
+
+/// Counts and drops; the end of the road. Also the reference "XDP drop".
+#[xdp]
+pub fn sink(ctx: XdpContext) -> u32 {
+    let accepted = accepts(&ctx).is_some();
+    if let Some(count) = ARRIVED.get_ptr_mut(u32::from(!accepted)) {
+        // SAFETY: a per-CPU slot.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_DROP
+}
+
+#[inline(always)]
+fn accepts(ctx: &XdpContext) -> Option<()> {
+    let rule = RULE.get(0)?;
+    let ether_type: *mut u16 = at(ctx, 12)?;
+    let protocol: *mut u8 = at(ctx, 23)?;
+    let source: *mut [u16; 2] = at(ctx, 26)?;
+    // SAFETY: `at` has checked the bounds; the places are even.
+    let (ether_type, protocol, source) = unsafe { (*ether_type, *protocol, *source) };
+    let source = u32::from(u16::from_be(source[0])) << 16 | u32::from(u16::from_be(source[1]));
+    if ether_type != 0x0800u16.to_be() || protocol != 17 || source & rule.mask != rule.network {
+        return None;
+    }
+    if rule.capture != 0 {
+        capture(ctx);
+    }
+    match rule.time_offset {
+        0 => {}
+        46 => latency(*read_time(ctx, 46)?),
+        96 => latency(*read_time(ctx, 96)?),
+        _ => return None,
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn read_time(ctx: &XdpContext, offset: usize) -> Option<&[u16; 4]> {
+    // SAFETY: `at` has checked the bounds; the place is even.
+    at::<[u16; 4]>(ctx, offset).map(|place| unsafe { &*place })
+}
+
+/// Adds the age of a packet sent at this time (four words, network byte order) to the histogram.
+#[inline(always)]
+fn latency(time: [u16; 4]) {
+    let sent = time.iter().fold(0, |sent, word| sent << 16 | u64::from(u16::from_be(*word)));
+    // SAFETY: takes no pointer.
+    let age = unsafe { bpf_ktime_get_ns() }.saturating_sub(sent);
+    if let Some(count) = LATENCY.get_ptr_mut(egress_common::bench::latency_bucket(age)) {
+        // SAFETY: a per-CPU slot.
+        unsafe { *count += 1 };
+    }
+}
+
+#[inline(always)]
+fn capture(ctx: &XdpContext) {
+    let Some(count) = CAPTURE_COUNT.get_ptr_mut(0) else { return };
+    // SAFETY: captures are made with one generator running, on one CPU.
+    let number = unsafe { *count };
+    let Some(place) = CAPTURED.get_ptr_mut(number) else { return };
+    // The black box hides that this is a difference of pointers: the verifier would not learn
+    // from a comparison of those that the length is not zero.
+    let len = core::hint::black_box(ctx.data_end() - ctx.data());
+    let kept = ((len.min(CAPTURE_LEN) - 1) & (CAPTURE_LEN - 1)) as u32 + 1;
+    // SAFETY: `place` is a map value of CAPTURE_LEN bytes after its header.
+    unsafe {
+        (*place).len = len as u32;
+        let bytes = (&raw mut (*place).bytes).cast();
+        if bpf_xdp_load_bytes(ctx.ctx, 0, bytes, kept) == 0 {
+            *count = number + 1;
+        }
+    }
+}
+
+/// Reference: the cheapest possible forwarding on XDP.
+#[xdp]
+pub fn redirect_xdp(ctx: XdpContext) -> u32 {
+    try_redirect_xdp(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+#[inline(always)]
+fn try_redirect_xdp(ctx: &XdpContext) -> Option<u32> {
+    let to = REDIRECT.get(0)?;
+    let macs: *mut [u8; 12] = at(ctx, 0)?;
+    // SAFETY: `at` has checked the bounds; the helper takes no pointer.
+    unsafe {
+        *macs = to.macs;
+        Some(bpf_redirect(to.ifindex, 0) as u32)
+    }
+}
+
+/// Reference: the cheapest possible forwarding on tc.
+#[classifier]
+pub fn redirect_tc(ctx: TcContext) -> i32 {
+    let Some(to) = REDIRECT.get(0) else { return TC_ACT_SHOT };
+    if ctx.store(0, &to.macs, 0).is_err() {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: takes no pointer.
+    unsafe { bpf_redirect(to.ifindex, 0) as i32 }
+}
+
+/// The mark of what comes out of the tunnel: what OVS does with `set_field:…->pkt_mark`.
+#[classifier]
+pub fn mark_tunnel(ctx: TcContext) -> i32 {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    // SAFETY: size 8 is id and remote address, the part that every kernel accepts.
+    if unsafe { bpf_skb_get_tunnel_key(ctx.as_ptr().cast(), &mut key, 8, 0) } != 0 {
+        return TC_ACT_SHOT;
+    }
+    ctx.set_mark(key.tunnel_id);
+    TC_ACT_OK
+}
+
+/// The mark of what local pods send: the generator has left the VNID in the source MAC.
+#[classifier]
+pub fn mark_gateway(ctx: TcContext) -> i32 {
+    let Ok(mac) = ctx.load::<[u8; 4]>(8) else { return TC_ACT_SHOT };
+    ctx.set_mark(u32::from_be_bytes(mac) & 0x00ff_ffff);
+    TC_ACT_OK
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+// The kernel offers the helpers marked GPL-only to programs under this licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

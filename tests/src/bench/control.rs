@@ -1,0 +1,233 @@
+//! The control plane: how long from a changed object to the first packet that obeys it.
+//!
+//! Seen from outside and alike for all: packets of one VNID are sent until one comes out with its
+//! egress IP. Wall time in milliseconds, as it is mostly waiting for others.
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use egress_common::bench::vnid;
+use serde::Serialize;
+
+use super::{
+    frame::{self, Expect},
+    rig::{Rig, Setting},
+    stats::Summary,
+    variants::{Agent, Builds, DataPath, Iptables, NftMap, Variant, egress_ip, snat_rule},
+    workload::{Entry, Flows, Workload},
+};
+
+/// A change that has not shown after this time is not coming.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// One VNID gets its egress IP while so many others have theirs.
+    One,
+    /// All VNIDs get theirs at once.
+    All,
+}
+
+/// One row of the report.
+#[derive(Debug, Clone, Serialize)]
+pub struct Task {
+    /// Unique; `--only` matches a part of it.
+    pub name: String,
+    pub change: Change,
+    pub vnids: u32,
+    pub repeats: u32,
+}
+
+impl Task {
+    pub fn new(change: Change, vnids: u32, repeats: u32) -> Self {
+        let what = match change {
+            Change::One => "one-beside",
+            Change::All => "all",
+        };
+        Self { name: format!("control/{what}-{vnids}"), change, vnids, repeats }
+    }
+}
+
+/// How long one way of changing took.
+#[derive(Debug, Clone, Serialize)]
+pub struct Line {
+    pub task: Task,
+    pub means: String,
+    /// Milliseconds.
+    pub time: Option<Summary>,
+    pub void: Option<String>,
+}
+
+/// A way of giving VNIDs their egress IPs.
+enum Means {
+    /// One `iptables` call for each.
+    Calls(Iptables),
+    /// One `iptables-restore` for all.
+    Restore(Iptables),
+    /// Elements of the map, in one `nft` call.
+    Map,
+    /// Changed objects; the agent notices.
+    Agent(Box<Agent>),
+}
+
+impl Means {
+    fn all(builds: &Builds) -> Vec<Self> {
+        let mut all = vec![
+            Self::Calls(Iptables::legacy()),
+            Self::Restore(Iptables::legacy()),
+            Self::Calls(Iptables::nft()),
+            Self::Restore(Iptables::nft()),
+            Self::Map,
+        ];
+        all.extend(
+            builds
+                .egress
+                .clone()
+                .map(|binary| Self::Agent(Box::new(Agent::new(binary, DataPath::Tc, "")))),
+        );
+        all
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Calls(iptables) => format!("{} a call each", iptables.name()),
+            Self::Restore(iptables) => format!("{}-restore", iptables.name()),
+            Self::Map => "nft map elements".to_owned(),
+            Self::Agent(_) => "egress objects".to_owned(),
+        }
+    }
+
+    /// A thousand calls take as long as they take; ten thousand take minutes and say no more.
+    fn fits(&self, task: &Task) -> bool {
+        !matches!(self, Self::Calls(_)) || task.change == Change::One || task.vnids <= 1_000
+    }
+
+    /// A thousand calls average themselves.
+    fn repeats(&self, task: &Task) -> u32 {
+        match self {
+            Self::Calls(_) if task.vnids > 1 => 1,
+            _ => task.repeats,
+        }
+    }
+
+    /// The state before: `known` VNIDs have their egress IP.
+    fn install(&mut self, rig: &mut Rig) -> Result<()> {
+        match self {
+            Self::Calls(iptables) | Self::Restore(iptables) => iptables.install(rig),
+            Self::Map => NftMap.install(rig),
+            Self::Agent(agent) => agent.install(rig),
+        }
+    }
+
+    /// Ends what runs, so that the next rig can be made.
+    fn stop(&mut self) -> Result<()> {
+        match self {
+            Self::Agent(agent) => agent.close(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the VNIDs `known..all` their egress IPs.
+    fn change(&mut self, rig: &Rig, known: u32, all: u32) -> Result<()> {
+        match self {
+            Self::Calls(iptables) => (known..all).try_for_each(|number| {
+                let program = iptables.name();
+                let rule = snat_rule(number);
+                let mut command = vec![program.as_str(), "--wait", "-t", "nat"];
+                command.extend(rule.split(' '));
+                rig.node.run(&command).map(drop)
+            }),
+            Self::Restore(iptables) => {
+                let rules: Vec<String> = (known..all).map(snat_rule).collect();
+                let input = format!("*nat\n{}\nCOMMIT\n", rules.join("\n"));
+                let program = format!("{}-restore", iptables.name());
+                rig.node.run_with_input(&[&program, "--wait", "--noflush"], &input).map(drop)
+            }
+            Self::Map => {
+                let elements: Vec<String> = (known..all)
+                    .map(|number| format!("{:#x} : {}", vnid(number), egress_ip(number)))
+                    .collect();
+                let line = format!("add element ip egress egress {{ {} }}", elements.join(", "));
+                rig.node.run_with_input(&["nft", "-f", "-"], &line).map(drop)
+            }
+            Self::Agent(agent) => agent.set_objects(all),
+        }
+    }
+}
+
+/// Measures each task by all means; `say` hears what is under way.
+pub fn run(tasks: &[Task], builds: &Builds, say: impl Fn(&str)) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for task in tasks {
+        for mut means in Means::all(builds).into_iter().filter(|means| means.fits(task)) {
+            let name = means.name();
+            say(&format!("{}: {name}", task.name));
+            let times = match task.change {
+                Change::One => one_by_one(&mut means, task),
+                Change::All => {
+                    (0..means.repeats(task)).map(|_| all_at_once(&mut means, task)).collect()
+                }
+            };
+            let (time, void) = match times {
+                Ok(times) => (Summary::of(times), None),
+                Err(error) => (None, Some(format!("{error:#}"))),
+            };
+            lines.push(Line { task: task.clone(), means: name, time, void });
+        }
+    }
+    lines
+}
+
+/// One VNID after the other on one rig, in milliseconds.
+fn one_by_one(means: &mut Means, task: &Task) -> Result<Vec<f64>> {
+    let mut rig = installed(means, task.vnids)?;
+    let last = task.vnids + task.repeats;
+    let times: Result<Vec<f64>> =
+        (task.vnids..last).map(|known| measure(means, &mut rig, known, known + 1)).collect();
+    means.stop()?;
+    times
+}
+
+/// All VNIDs on a fresh rig that knows one, in milliseconds.
+fn all_at_once(means: &mut Means, task: &Task) -> Result<f64> {
+    // One is known, so that there is something to see when the agent is ready.
+    let mut rig = installed(means, 1)?;
+    let time = measure(means, &mut rig, 1, task.vnids + 1);
+    means.stop()?;
+    time
+}
+
+fn installed(means: &mut Means, known: u32) -> Result<Rig> {
+    let setting = Setting { entry: Entry::Tunnel, policies: known, sockets: false };
+    let mut rig = Rig::new("control", setting)?;
+    means.install(&mut rig)?;
+    Ok(rig)
+}
+
+/// From `known` to `all` VNIDs, until the last one's packets have changed.
+fn measure(means: &mut Means, rig: &mut Rig, known: u32, all: u32) -> Result<f64> {
+    let mut workload = Workload::new("control", Entry::Tunnel, Flows::New, all).last_vnid();
+    workload.batch = 1;
+    rig.arm(&workload, frame::rule(&workload, Expect::Translated)?)?;
+    ensure!(!probe(rig, &workload)?, "the VNID had its egress IP before the change");
+    let started = Instant::now();
+    means.change(rig, known, all)?;
+    while !probe(rig, &workload)? {
+        ensure!(started.elapsed() < PATIENCE, "the change has not shown in {PATIENCE:?}");
+        thread::sleep(Duration::from_micros(200));
+    }
+    Ok(started.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Sends one packet of a new flow: has one come out with the egress IP?
+fn probe(rig: &mut Rig, workload: &Workload) -> Result<bool> {
+    let Rig { object, net, .. } = rig;
+    net.enter(|| {
+        object.send(workload.generator(), workload.frame_len(), 1, 1)?;
+        Ok(object.arrived()?.accepted > 0)
+    })
+}

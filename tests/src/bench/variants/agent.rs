@@ -1,0 +1,331 @@
+//! Ours: the real agent, started on the node by its documented command line and objects.
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use egress_common::bench::vnid;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use super::{Variant, mark_packets, netfilter::egress_ip};
+use crate::bench::{
+    enclosure::Enclosure,
+    rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, TUNNEL, UPLINK, dotted},
+    workload::{Direction, Entry, Flows, Workload},
+};
+
+/// The product's default, on every data path alike.
+pub const MAX_FLOWS: u32 = 1_048_576;
+
+/// How long the agent may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// VNIDs that the agent has room for by default.
+const DEFAULT_POLICIES: u32 = 16_384;
+
+/// Files of the enclosure's own /run: they vanish with it.
+const CONFIG: &str = "/run/config.yaml";
+const OBJECTS: &str = "/run/objects.yaml";
+const NEXT_OBJECTS: &str = "/run/objects.next";
+const LOG: &str = "/run/log";
+
+/// The value of the key `dataPath`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataPath {
+    Stack,
+    Tunnel,
+    Tc,
+    Xdp,
+}
+
+impl DataPath {
+    pub const ALL: [Self; 4] = [Self::Stack, Self::Tunnel, Self::Tc, Self::Xdp];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Stack => "stack",
+            Self::Tunnel => "tunnel",
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// One build of the agent on one data path.
+pub struct Agent {
+    binary: PathBuf,
+    data_path: DataPath,
+    suffix: &'static str,
+    running: Option<Running>,
+    enclosure: Option<Enclosure>,
+}
+
+struct Running {
+    child: Child,
+    log: File,
+}
+
+impl Agent {
+    pub fn new(binary: PathBuf, data_path: DataPath, suffix: &'static str) -> Self {
+        Self { binary, data_path, suffix, running: None, enclosure: None }
+    }
+
+    fn start(&mut self, rig: &Rig) -> Result<()> {
+        let enclosure = match self.enclosure.take() {
+            Some(enclosure) => enclosure,
+            None => Enclosure::new(&rig.node)?,
+        };
+        let enclosure = self.enclosure.insert(enclosure);
+        // Every JSON document is a YAML document.
+        let config = agent_config(self.data_path, rig.setting.policies).to_string();
+        let objects = objects(rig.setting.policies).to_string();
+        let log = enclosure.inside(move || -> Result<File> {
+            fs::write(CONFIG, config).with_context(|| format!("write {CONFIG}"))?;
+            fs::write(OBJECTS, objects).with_context(|| format!("write {OBJECTS}"))?;
+            let mut options = File::options();
+            let log = options.create(true).truncate(true).read(true).write(true).open(LOG);
+            log.with_context(|| format!("create {LOG}"))
+        })??;
+        let output = log.try_clone().context("share the agent's log")?;
+        let errors = log.try_clone().context("share the agent's log")?;
+        let mut command = Command::new("setpriv");
+        // The agent must not outlive the benchmark, however that ends.
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.binary);
+        command.args(["run", "--config", CONFIG, "-f", OBJECTS]);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let child = enclosure.spawn(command)?;
+        self.running = Some(Running { child, log });
+        Ok(())
+    }
+
+    /// Replaces the objects by those of so many VNIDs, in one move; the agent notices by itself.
+    pub fn set_objects(&self, policies: u32) -> Result<()> {
+        let enclosure = self.enclosure.as_ref().context("an agent without an enclosure")?;
+        let objects = objects(policies).to_string();
+        enclosure.inside(move || {
+            fs::write(NEXT_OBJECTS, objects).with_context(|| format!("write {NEXT_OBJECTS}"))?;
+            fs::rename(NEXT_OBJECTS, OBJECTS).with_context(|| format!("replace {OBJECTS}"))
+        })?
+    }
+
+    /// Bytes of all maps that the agent holds open, as the kernel counts them.
+    pub fn map_bytes(&self) -> Result<u64> {
+        let running = self.running.as_ref().context("no agent is running")?;
+        let directory = format!("/proc/{}/fdinfo", running.child.id());
+        let mut maps = BTreeMap::new();
+        for entry in fs::read_dir(&directory).with_context(|| format!("list {directory}"))? {
+            // A descriptor may be closed while we look.
+            let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+            let field = |name: &str| -> Option<u64> {
+                text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+            };
+            if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+                maps.insert(id, bytes);
+            }
+        }
+        ensure!(!maps.is_empty(), "the agent holds no maps open");
+        Ok(maps.values().sum())
+    }
+
+    /// Ends the agent for good, so that it can be installed on another rig.
+    pub fn close(&mut self) -> Result<()> {
+        let stopped = self.stop();
+        self.enclosure = None;
+        stopped
+    }
+
+    /// Ends the agent and takes away what it leaves in the kernel.
+    fn stop(&mut self) -> Result<()> {
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        running.stop()?;
+        let mut command = Command::new(&self.binary);
+        command.arg("cleanup");
+        let enclosure = self.enclosure.as_ref().context("an agent without an enclosure")?;
+        let output = enclosure.output(command)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`egress cleanup`: {}: {errors}", output.status);
+        Ok(())
+    }
+
+    /// Waits until the agent has hosted the last VNID's egress IP.
+    fn await_ready(&mut self, rig: &Rig) -> Result<()> {
+        let last = rig.setting.policies.checked_sub(1).context("a rig without a VNID")?;
+        let last = egress_ip(last);
+        // The kernel takes a minute for a hundred thousand addresses of one subnet.
+        let deadline = Instant::now() + Duration::from_secs(180);
+        loop {
+            let running = self.running.as_mut().context("the agent was not started")?;
+            if let Some(status) = running.child.try_wait().context("look after the agent")? {
+                bail!("the agent ended with {status}: {}", running.last_words());
+            }
+            let shown = rig.node.run(&["ip", "-o", "addr", "show", "to", &last])?;
+            if !shown.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent has not put {last} on the uplink in three minutes: {}",
+                running.last_words()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Running {
+    /// Asks the agent to end and waits; after a while it is made to.
+    fn stop(&mut self) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().try_into().context("a process id")?);
+        if self.child.try_wait().context("look after the agent")?.is_none() {
+            kill(pid, Signal::SIGTERM).context("stop the agent")?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().context("wait for the agent's end")?.is_none() {
+            if Instant::now() > deadline {
+                return self.end();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Ends the agent at once.
+    fn end(&mut self) -> Result<()> {
+        self.child.kill().context("end the agent")?;
+        self.child.wait().context("wait for the agent's end").map(drop)
+    }
+
+    fn last_words(&self) -> String {
+        let mut bytes = vec![0; 1 << 16];
+        let len = self.log.read_at(&mut bytes, 0).unwrap_or(0);
+        let log = String::from_utf8_lossy(&bytes[..len]);
+        let lines: Vec<&str> = log.lines().rev().take(3).collect();
+        match lines.is_empty() {
+            true => "it said nothing".to_owned(),
+            false => lines.into_iter().rev().collect::<Vec<_>>().join(" / "),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What it would give back vanishes with the namespaces.
+        if let Err(error) = self.end() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+impl Variant for Agent {
+    fn name(&self) -> String {
+        format!("egress-{}{}", self.data_path.key(), self.suffix)
+    }
+
+    fn carries(&self, workload: &Workload) -> bool {
+        match (self.data_path, workload.entry, workload.direction) {
+            // Only the uplink has a program on XDP; a local pod's packets take the tc program.
+            (DataPath::Xdp, Entry::Gateway, Direction::Original) => false,
+            // A frame on XDP must be whole: no checksum or segmentation left for later.
+            (DataPath::Xdp, ..) if workload.offload => false,
+            // Without a tunnel this is the tc path.
+            (DataPath::Tunnel, Entry::Gateway, _) => false,
+            _ => true,
+        }
+    }
+
+    fn install(&mut self, rig: &mut Rig) -> Result<()> {
+        let binary = self.binary.display();
+        ensure!(self.binary.is_file(), "there is no {binary}: build it first");
+        if rig.setting.entry == Entry::Gateway {
+            mark_packets(rig)?;
+        }
+        self.start(rig)?;
+        self.await_ready(rig)
+    }
+
+    fn prepare(&mut self, _rig: &mut Rig, workload: &Workload) -> Result<()> {
+        match workload.flows {
+            Flows::Established(flows) if flows > MAX_FLOWS => {
+                bail!("the flow table holds {MAX_FLOWS} flows")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn forget(&mut self, rig: &mut Rig) -> Result<()> {
+        self.stop()?;
+        self.start(rig)?;
+        self.await_ready(rig)
+    }
+
+    fn facts(&self, _rig: &Rig) -> Result<String> {
+        Ok(format!("flows.max {MAX_FLOWS}"))
+    }
+}
+
+fn agent_config(data_path: DataPath, policies: u32) -> Value {
+    let mut config = json!({
+        "apiVersion": "egress/v1alpha1",
+        "kind": "AgentConfig",
+        "node": {
+            "name": "node-b",
+            "ip": format!("{}/{NODE_PREFIX}", dotted(NODE)),
+            "uplink": UPLINK,
+        },
+        "tunnel": {"device": TUNNEL, "port": 4789},
+        "gateway": GATEWAY,
+        "clusterNetworks": ["10.128.0.0/14"],
+        "serviceNetworks": ["172.30.0.0/16"],
+        "dataPath": data_path.key(),
+        "flows": {"max": MAX_FLOWS},
+        "timeouts": {"udp": "3600s"},
+        // Nobody else is there to be asked or told.
+        "announce": {"burst": 1, "probe": false},
+        "ovs": {"enabled": false},
+    });
+    // The product's default otherwise.
+    if policies > DEFAULT_POLICIES {
+        config["policies"] = json!({"max": policies});
+    }
+    config
+}
+
+/// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID.
+fn objects(policies: u32) -> Value {
+    let host_subnet = |name: &str, ip: [u8; 4], subnet: &str, egress_ips: Vec<String>| {
+        json!({
+            "apiVersion": "network.openshift.io/v1",
+            "kind": "HostSubnet",
+            "metadata": {"name": name, "uid": format!("uid-{name}")},
+            "host": name,
+            "hostIP": dotted(ip),
+            "subnet": subnet,
+            "egressIPs": egress_ips,
+        })
+    };
+    let mut items = vec![
+        host_subnet("node-b", NODE, "10.128.0.0/23", (0..policies).map(egress_ip).collect()),
+        host_subnet("node-a", SOURCE_NODE, "10.130.0.0/15", Vec::new()),
+    ];
+    items.extend((0..policies).map(|number| {
+        let name = format!("tenant-{number}");
+        json!({
+            "apiVersion": "network.openshift.io/v1",
+            "kind": "NetNamespace",
+            "metadata": {"name": name},
+            "netname": name,
+            "netid": vnid(number),
+            "egressIPs": [egress_ip(number)],
+        })
+    }));
+    json!({"apiVersion": "v1", "kind": "List", "items": items})
+}
