@@ -51,7 +51,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn length(&self) -> u64 {
         // SAFETY: a field of the program's own context.
-        u64::from(unsafe { (*self.skb).len })
+        u64::from(unsafe { (*self.skb).len }).saturating_sub(ETH_LEN as u64)
     }
 }
 
@@ -118,7 +118,7 @@ impl Skb {
     #[inline(always)]
     pub fn pull(&self) {
         if self.pointer::<{ ETH_LEN + 60 }>(0).is_none() {
-            let length = (self.length() as u32).min(MAX_OFFSET as u32);
+            let length = (self.length() as u32 + ETH_LEN as u32).min(MAX_OFFSET as u32);
             // SAFETY: the program's own context.
             unsafe { kernel::bpf_skb_pull_data(self.skb, length) };
         }
