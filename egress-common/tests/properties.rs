@@ -22,7 +22,8 @@ enum Event {
     FromOutside(Vec<u8>),
     Rest(u32),
     Policy(u32, u8, [u8; 4]),
-    Capacity(usize),
+    /// Of the original's table, then the reply's.
+    Capacity(usize, usize),
 }
 
 const EGRESS_IPS: [[u8; 4]; 3] = [EGRESS_IP, OTHER_EGRESS_IP, [10, 0, 0, 42]];
@@ -36,11 +37,11 @@ fn vnid() -> impl Strategy<Value = u32> {
 }
 
 fn inside() -> impl Strategy<Value = [u8; 4]> {
-    one_of(&[POD, SECOND_POD, [10, 128, 0, 1], NODE, [192, 0, 2, 1]])
+    one_of(&[POD, POD, POD, SECOND_POD, SECOND_POD, [10, 128, 0, 1], NODE, [192, 0, 2, 1]])
 }
 
 fn outside() -> impl Strategy<Value = [u8; 4]> {
-    one_of(&[REMOTE, OTHER_REMOTE, REMOTE, [10, 0, 0, 77], [10, 131, 0, 1]])
+    one_of(&[REMOTE, REMOTE, REMOTE, OTHER_REMOTE, [10, 0, 0, 77], [10, 131, 0, 1]])
 }
 
 fn egress_ip() -> impl Strategy<Value = [u8; 4]> {
@@ -52,10 +53,11 @@ fn packet(
     from: impl Strategy<Value = [u8; 4]> + Clone + 'static,
     to: impl Strategy<Value = [u8; 4]> + Clone + 'static,
 ) -> impl Strategy<Value = Datagram> {
-    let ends = (from, 1024_u16..1040, to, one_of(&[80_u16, 443]), any::<bool>());
+    let ends = (from, 1022_u16..1028, to, one_of(&[80_u16, 80, 443]), any::<bool>());
     let data = prop::collection::vec(any::<u8>(), 0..40);
     let kind = 0..10_u8;
-    let simple = (ends, data, kind, any::<u8>(), any::<u8>()).prop_map(
+    let flags = prop_oneof![4 => one_of(&[0x02_u8, 0x12, 0x10]), 1 => any::<u8>()];
+    let simple = (ends, data, kind, flags, any::<u8>()).prop_map(
         |((from, inner, to, outer, swapped), data, kind, flags, which)| {
             let (from_port, to_port) = if swapped { (outer, inner) } else { (inner, outer) };
             let (from, to) = ((from, from_port), (to, to_port));
@@ -103,6 +105,10 @@ fn anything(
     })
 }
 
+fn capacity() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => Just(usize::MAX), 1 => 0..20_usize]
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let (inside, outside, egress_ip) = (inside().boxed(), outside().boxed(), egress_ip().boxed());
     let from_pod = (vnid(), anything(inside.clone(), outside.clone()));
@@ -112,9 +118,9 @@ fn event() -> impl Strategy<Value = Event> {
         4 => from_stack.prop_map(|(vnid, packet)| Event::FromStack(vnid, packet)),
         20 => anything(outside, egress_ip).prop_map(Event::FromOutside),
         2 => prop_oneof![0..3000_u32, 0..60_000_u32].prop_map(Event::Rest),
-        1 => (vnid(), one_of(&[action::SNAT, action::SNAT, action::DROP]), one_of(&EGRESS_IPS))
+        3 => (vnid(), one_of(&[action::SNAT, action::SNAT, action::DROP]), one_of(&EGRESS_IPS))
             .prop_map(|(vnid, action, address)| Event::Policy(vnid, action, address)),
-        1 => prop_oneof![Just(usize::MAX), 0..40_usize].prop_map(Event::Capacity),
+        1 => (capacity(), capacity()).prop_map(|(original, reply)| Event::Capacity(original, reply)),
     ]
 }
 
@@ -204,6 +210,9 @@ fn happen(host: &mut Host, event: &Event) {
                 assert_eq!(address(&after, 12), address(packet, 12), "from where it came");
                 let config = host.tables.config.as_ref().expect("configured");
                 assert!(config.is_pod(address(&after, 16)), "to a pod");
+                let slot = &host.tables.slots[host.scratch.translation.slot as usize];
+                assert_eq!(slot.action, action::SNAT, "of a tenant that may");
+                assert_eq!(slot.egress_ip, address(packet, 16), "whose address it is now");
             }
         }
         Event::Rest(ticks) => host.rest(*ticks),
@@ -213,7 +222,10 @@ fn happen(host: &mut Host, event: &Event) {
                 host.set_policy(*vnid, *action, address);
             }
         }
-        Event::Capacity(capacity) => host.tables.capacity.set(*capacity),
+        Event::Capacity(original, reply) => {
+            host.tables.original_capacity.set(*original);
+            host.tables.reply_capacity.set(*reply);
+        }
     }
 }
 

@@ -28,8 +28,9 @@ pub struct MemoryTables {
     pub original: Table<OriginalKey, OriginalFlow>,
     pub reply: Table<ReplyKey, ReplyFlow>,
     pub claims: RefCell<HashSet<Claim>>,
-    /// Most entries of each flow table.
-    pub capacity: Cell<usize>,
+    /// Most entries of the original's table.
+    pub original_capacity: Cell<usize>,
+    pub reply_capacity: Cell<usize>,
     pub now: Cell<u32>,
     /// What `random` says next, before it goes on by itself.
     pub chance: RefCell<VecDeque<u32>>,
@@ -52,7 +53,8 @@ impl Default for MemoryTables {
             original: Table::default(),
             reply: Table::default(),
             claims: RefCell::default(),
-            capacity: Cell::new(usize::MAX),
+            original_capacity: Cell::new(usize::MAX),
+            reply_capacity: Cell::new(usize::MAX),
             now: Cell::new(1_000_000),
             chance: RefCell::default(),
             seed: Cell::new(0x9e37_79b9),
@@ -77,6 +79,7 @@ impl MemoryTables {
     fn insert<K: Copy + Eq + Hash, V>(
         &self,
         table: &Table<K, V>,
+        capacity: usize,
         key: &K,
         value: V,
     ) -> Result<(), InsertError> {
@@ -84,7 +87,7 @@ impl MemoryTables {
         if table.contains_key(key) {
             return Err(InsertError::Taken);
         }
-        if table.len() >= self.capacity.get() {
+        if table.len() >= capacity {
             return Err(InsertError::Full);
         }
         table.insert(*key, Box::leak(Box::new(value)));
@@ -142,12 +145,12 @@ impl Tables for MemoryTables {
     }
 
     fn insert_original(&self, key: &OriginalKey, flow: &OriginalFlow) -> Result<(), InsertError> {
-        self.insert(&self.original, key, flow.clone())
+        self.insert(&self.original, self.original_capacity.get(), key, flow.clone())
     }
 
     fn insert_reply(&self, key: &ReplyKey, flow: &ReplyFlow) -> Result<(), InsertError> {
         self.interrupt(&self.before_reply);
-        let result = self.insert(&self.reply, key, flow.clone());
+        let result = self.insert(&self.reply, self.reply_capacity.get(), key, flow.clone());
         self.interrupt(&self.after_reply);
         result
     }
