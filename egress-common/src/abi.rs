@@ -178,7 +178,7 @@ pub type MacWords = [u32; 3];
 /// The original direction's entry, as the programs share it: what changes is a `Cell`, a plain
 /// load and a plain store (the BPF target has no relaxed atomics).
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct OriginalFlow {
     pub egress_ip: [u8; 4],
     pub egress_port: [u8; 2],
@@ -197,7 +197,7 @@ pub struct OriginalFlow {
 
 /// The reply direction's entry, as the programs share it.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ReplyFlow {
     pub pod: [u8; 4],
     pub pod_port: [u8; 2],
@@ -256,7 +256,7 @@ pub struct ReplyRecord {
 /// Two words that are not written at once: a reader in between gets one frame to a wrong address,
 /// never a packet with a wrong source.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct NextHop([Cell<u64>; 2]);
 
 impl NextHop {

@@ -3,7 +3,7 @@
 //!
 //! Everything here is plain safe Rust without allocation; the engine sees packets and tables
 //! through two traits, so that tc, XDP and a host test run the very same code.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod abi;
@@ -19,4 +19,6 @@ pub mod reason;
 pub mod rewrite;
 pub mod state;
 pub mod tables;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod wire;

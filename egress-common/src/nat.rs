@@ -140,7 +140,7 @@ pub fn translate_original<P: Packet, T: Tables>(
         scratch.answer = Answer::time_exceeded(config.node);
         return Ok(Verdict::Answer);
     }
-    let transport = Transport::read(packet, ip.protocol, ip.header_len).ok_or(Reason::Malformed)?;
+    let transport = Transport::read(packet, &ip).ok_or(Reason::Malformed)?;
     let (ports, flags) = match transport {
         Transport::Tcp { ports, flags } => (ports, flags),
         Transport::Udp { ports } => (ports, 0),
@@ -192,7 +192,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
             None => Ok(Verdict::Pass),
         };
     }
-    let transport = Transport::read(packet, ip.protocol, ip.header_len);
+    let transport = Transport::read(packet, &ip);
     let (ports, flags) = match transport {
         Some(Transport::Tcp { ports, flags }) => (ports, flags),
         Some(Transport::Udp { ports }) => (ports, 0),

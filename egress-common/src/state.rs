@@ -14,7 +14,7 @@ pub const KEPT: u8 = tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST;
 
 /// When a direction last carried a packet and what its segments' flags were, in one word.
 #[repr(transparent)]
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Life(Cell<u64>);
 
 /// A moment of a [`Life`].

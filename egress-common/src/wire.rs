@@ -32,7 +32,7 @@ pub trait Packet {
     /// `N` bytes at `offset`; `None` where the packet is shorter.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// Bytes of the packet, for counting.
+    /// Bytes from the IPv4 header to the end; padding of the link layer may be among them.
     fn length(&self) -> u64;
 }
 
@@ -81,6 +81,12 @@ impl Ipv4 {
         })
     }
 
+    /// Bytes behind the header.
+    #[inline(always)]
+    pub fn payload_len(&self) -> usize {
+        usize::from(self.total_len).wrapping_sub(self.header_len)
+    }
+
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         self.more_fragments || self.fragment_offset != 0
@@ -120,24 +126,38 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// The header of `protocol` at `offset`; `None`: cut short.
+    /// What is behind the outer IPv4 header; `None`: cut short, or of a length that cannot be.
     #[inline(always)]
-    pub fn read<P: Packet>(packet: &P, protocol: u8, offset: usize) -> Option<Self> {
-        Some(match protocol {
+    pub fn read<P: Packet>(packet: &P, ip: &Ipv4) -> Option<Self> {
+        let (offset, room) = (ip.header_len, ip.payload_len());
+        if u64::from(ip.total_len) > packet.length() {
+            return None;
+        }
+        Some(match ip.protocol {
             protocol::TCP => {
-                let header: [u8; 14] = packet.read(offset)?;
+                let header: [u8; 20] = packet.read(offset)?;
+                let header_len = usize::from(header[12] >> 4) * 4;
+                if header_len < 20 || header_len > room {
+                    return None;
+                }
                 let ports =
                     Ports { source: [header[0], header[1]], destination: [header[2], header[3]] };
                 Self::Tcp { ports, flags: header[13] }
             }
             protocol::UDP => {
                 let header: [u8; 8] = packet.read(offset)?;
+                if room < 8 {
+                    return None;
+                }
                 let ports =
                     Ports { source: [header[0], header[1]], destination: [header[2], header[3]] };
                 Self::Udp { ports }
             }
             protocol::ICMP => {
                 let header: [u8; 8] = packet.read(offset)?;
+                if room < 8 {
+                    return None;
+                }
                 match header[0] {
                     kind @ (icmp::ECHO_REPLY | icmp::ECHO_REQUEST) => Self::Echo {
                         id: [header[4], header[5]],

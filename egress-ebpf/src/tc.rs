@@ -55,7 +55,7 @@ impl<const BASE: usize> Packet for At<BASE> {
 
     #[inline(always)]
     fn length(&self) -> u64 {
-        u64::from(self.0.frame_length()) - (BASE - ETH_LEN) as u64
+        u64::from(self.0.frame_length()).saturating_sub(BASE as u64)
     }
 }
 

@@ -6,4 +6,5 @@ pub mod ovs;
 pub mod report;
 pub mod rig;
 pub mod single;
+pub mod test_run;
 pub mod traffic;

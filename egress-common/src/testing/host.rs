@@ -1,0 +1,152 @@
+//! The engine itself behind the [`Gateway`] of the stories.
+use crate::{
+    abi::{Config, OriginalKey, ReplyKey},
+    answer,
+    flow::Scratch,
+    nat::{AnswerKind, Origin, Verdict, leaves_translated, translate_original, translate_reply},
+    reason::Reason,
+    rewrite::Hop,
+    testing::{
+        Bytes, MemoryTables, apply,
+        gateway::{Gateway, Mapping, Outcome, POLICIES, config},
+    },
+    wire::Ipv4,
+};
+
+/// The engine and its tables.
+pub struct Host {
+    pub tables: MemoryTables,
+    pub scratch: Scratch,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        let mut tables = MemoryTables { config: Some(config()), ..MemoryTables::default() };
+        for (vnid, action, egress_ip) in POLICIES {
+            tables.add_policy(vnid, action, egress_ip);
+        }
+        Self { tables, scratch: Scratch::default() }
+    }
+}
+
+/// What a hook does with the engine's verdict, on bytes.
+pub fn outcome(verdict: Result<Verdict, Reason>, packet: &[u8], scratch: &Scratch) -> Outcome {
+    match verdict {
+        Err(reason) => Outcome::Dropped(reason),
+        Ok(Verdict::Pass) => Outcome::Passed,
+        Ok(Verdict::Translate) => {
+            let mut packet = packet.to_vec();
+            apply(&mut packet, &scratch.translation.rewrite);
+            Outcome::Sent(packet)
+        }
+        Ok(Verdict::Answer) => {
+            let said = &scratch.answer;
+            let ip = Ipv4::read(&Bytes(packet), 0).expect("what is answered has a header");
+            let answer = match said.kind {
+                AnswerKind::Reset => answer::reset(&Bytes(packet), &ip).map(|bytes| bytes.to_vec()),
+                AnswerKind::Icmp { kind, code } => {
+                    answer::icmp_error(&Bytes(packet), &ip, said.from, kind, code, [0; 4])
+                        .map(|bytes| bytes.to_vec())
+                }
+            };
+            match answer {
+                Some(bytes) => Outcome::Answered(said.reason, bytes),
+                None => Outcome::Dropped(said.reason),
+            }
+        }
+    }
+}
+
+impl Host {
+    /// A pod's packet with its whole origin.
+    pub fn original(&mut self, origin: Origin, packet: &[u8]) -> Outcome {
+        self.scratch.origin = origin;
+        let verdict = translate_original(&Bytes(packet), &self.tables, &mut self.scratch);
+        outcome(verdict, packet, &self.scratch)
+    }
+}
+
+fn end(address: [u8; 4], port: [u8; 2]) -> ([u8; 4], u16) {
+    (address, u16::from_be_bytes(port))
+}
+
+impl Gateway for Host {
+    fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
+        self.original(Origin { vnid, ifindex: 7, macs: [4, 5, 6], ..Origin::default() }, packet)
+    }
+
+    fn arrive(&mut self, packet: &[u8]) -> Outcome {
+        let verdict = translate_reply(&Bytes(packet), &self.tables, &mut self.scratch);
+        outcome(verdict, packet, &self.scratch)
+    }
+
+    fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
+        let Some(ip) = Ipv4::read(&Bytes(packet), 0) else {
+            return Outcome::Dropped(Reason::Malformed);
+        };
+        let config = self.tables.config.as_ref().expect("the gateway is configured");
+        if config.is_untouched(ip.destination) {
+            return Outcome::Passed;
+        }
+        match leaves_translated(ip.source, vnid, &self.tables) {
+            Err(reason) => return Outcome::Dropped(reason),
+            Ok(true) => return Outcome::Passed,
+            Ok(false) => {}
+        }
+        match self.original(Origin { vnid, hop: Hop::Stack, ..Origin::default() }, packet) {
+            Outcome::Passed | Outcome::Answered(..) => Outcome::Dropped(Reason::Untranslated),
+            other => other,
+        }
+    }
+
+    fn rest(&mut self, ticks: u32) {
+        self.tables.now.set(self.tables.now.get().wrapping_add(ticks));
+    }
+
+    fn mappings(&self) -> Vec<Mapping> {
+        let (original, reply) = (self.tables.original.borrow(), self.tables.reply.borrow());
+        assert_eq!(original.len(), reply.len(), "every entry has a partner");
+        let mapping = |(key, flow): (&OriginalKey, &&crate::abi::OriginalFlow)| {
+            let partner = ReplyKey {
+                remote: key.remote,
+                egress_ip: flow.egress_ip,
+                remote_port: key.remote_port,
+                egress_port: flow.egress_port,
+                protocol: u32::from(key.protocol()),
+            };
+            let partner = reply.get(&partner).expect("the reply's half is there");
+            assert_eq!(
+                (partner.pod, partner.pod_port, partner.vnid, partner.tag, partner.slot),
+                (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot),
+                "both halves tell the same"
+            );
+            Mapping {
+                vnid: key.vnid(),
+                protocol: key.protocol(),
+                pod: end(key.pod, key.pod_port),
+                remote: end(key.remote, key.remote_port),
+                egress: end(flow.egress_ip, flow.egress_port),
+            }
+        };
+        let mut mappings: Vec<Mapping> = original.iter().map(mapping).collect();
+        mappings.sort_unstable();
+        mappings
+    }
+
+    fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
+        if let Some(&index) = self.tables.policy.get(&vnid) {
+            self.tables.egress_ips.retain(|_, slot| *slot != index);
+            let slot = &mut self.tables.slots[index as usize];
+            (slot.action, slot.egress_ip) = (action, egress_ip);
+            if egress_ip != [0; 4] {
+                self.tables.egress_ips.insert(egress_ip, index);
+            }
+        } else {
+            self.tables.add_policy(vnid, action, egress_ip);
+        }
+    }
+
+    fn configure(&mut self, change: &dyn Fn(&mut Config)) {
+        change(self.tables.config.as_mut().expect("the gateway is configured"));
+    }
+}

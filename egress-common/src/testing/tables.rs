@@ -1,0 +1,179 @@
+//! Tables in memory, with a clock, chance and a capacity that the test sets.
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, HashSet, VecDeque},
+    hash::Hash,
+};
+
+use bytemuck::Zeroable;
+
+use crate::{
+    abi::{Claim, Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot},
+    tables::{InsertError, Tables},
+};
+
+/// Entries are never freed: a reference stays good while a packet is treated, as in the kernel's
+/// preallocated maps. (They are not reused either, which the kernel's are.)
+type Table<K, V> = RefCell<HashMap<K, &'static V>>;
+
+/// What another CPU does in the middle of a packet's treatment.
+pub type Interruption = Box<dyn FnOnce(&MemoryTables)>;
+
+/// The tables of one gateway.
+pub struct MemoryTables {
+    pub config: Option<Config>,
+    pub policy: HashMap<u32, u32>,
+    pub slots: Vec<Slot>,
+    pub egress_ips: HashMap<[u8; 4], u32>,
+    pub original: Table<OriginalKey, OriginalFlow>,
+    pub reply: Table<ReplyKey, ReplyFlow>,
+    pub claims: RefCell<HashSet<Claim>>,
+    /// Most entries of the original's table.
+    pub original_capacity: Cell<usize>,
+    pub reply_capacity: Cell<usize>,
+    pub now: Cell<u32>,
+    /// What `random` says next, before it goes on by itself.
+    pub chance: RefCell<VecDeque<u32>>,
+    pub seed: Cell<u32>,
+    /// The next hop; `None`: the neighbour is not known.
+    pub macs: Cell<Option<MacWords>>,
+    /// Runs after the next insert of a reply entry.
+    pub after_reply: RefCell<Option<Interruption>>,
+    /// Runs before the next insert of a reply entry.
+    pub before_reply: RefCell<Option<Interruption>>,
+}
+
+impl Default for MemoryTables {
+    fn default() -> Self {
+        Self {
+            config: None,
+            policy: HashMap::new(),
+            slots: Vec::new(),
+            egress_ips: HashMap::new(),
+            original: Table::default(),
+            reply: Table::default(),
+            claims: RefCell::default(),
+            original_capacity: Cell::new(usize::MAX),
+            reply_capacity: Cell::new(usize::MAX),
+            now: Cell::new(1_000_000),
+            chance: RefCell::default(),
+            seed: Cell::new(0x9e37_79b9),
+            macs: Cell::new(Some([1, 2, 3])),
+            after_reply: RefCell::default(),
+            before_reply: RefCell::default(),
+        }
+    }
+}
+
+impl MemoryTables {
+    /// Enters a policy, in the slot after the last.
+    pub fn add_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
+        let index = self.slots.len() as u32;
+        self.slots.push(Slot { vnid, action, egress_ip, uplink: 2, ..Slot::zeroed() });
+        self.policy.insert(vnid, index);
+        if egress_ip != [0; 4] {
+            self.egress_ips.insert(egress_ip, index);
+        }
+    }
+
+    fn insert<K: Copy + Eq + Hash, V>(
+        &self,
+        table: &Table<K, V>,
+        capacity: usize,
+        key: &K,
+        value: V,
+    ) -> Result<(), InsertError> {
+        let mut table = table.borrow_mut();
+        if table.contains_key(key) {
+            return Err(InsertError::Taken);
+        }
+        if table.len() >= capacity {
+            return Err(InsertError::Full);
+        }
+        table.insert(*key, Box::leak(Box::new(value)));
+        Ok(())
+    }
+
+    fn interrupt(&self, interruption: &RefCell<Option<Interruption>>) {
+        let interruption = interruption.borrow_mut().take();
+        if let Some(interruption) = interruption {
+            interruption(self);
+        }
+    }
+}
+
+impl Tables for MemoryTables {
+    fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        if let Some(value) = self.chance.borrow_mut().pop_front() {
+            return value;
+        }
+        // xorshift32
+        let mut x = self.seed.get();
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        self.seed.set(x);
+        x
+    }
+
+    fn policy(&self, vnid: u32) -> Option<&u32> {
+        self.policy.get(&vnid)
+    }
+
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        self.slots.get(index as usize)
+    }
+
+    fn egress_ip(&self, address: [u8; 4]) -> Option<&u32> {
+        self.egress_ips.get(&address)
+    }
+
+    fn original(&self, key: &OriginalKey) -> Option<&OriginalFlow> {
+        self.original.borrow().get(key).copied()
+    }
+
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyFlow> {
+        self.reply.borrow().get(key).copied()
+    }
+
+    fn insert_original(&self, key: &OriginalKey, flow: &OriginalFlow) -> Result<(), InsertError> {
+        self.insert(&self.original, self.original_capacity.get(), key, flow.clone())
+    }
+
+    fn insert_reply(&self, key: &ReplyKey, flow: &ReplyFlow) -> Result<(), InsertError> {
+        self.interrupt(&self.before_reply);
+        let result = self.insert(&self.reply, self.reply_capacity.get(), key, flow.clone());
+        self.interrupt(&self.after_reply);
+        result
+    }
+
+    fn claim(&self, claim: &Claim) -> bool {
+        self.claims.borrow_mut().insert(*claim)
+    }
+
+    fn remove_original(&self, key: &OriginalKey) {
+        self.original.borrow_mut().remove(key);
+    }
+
+    fn remove_reply(&self, key: &ReplyKey) {
+        self.reply.borrow_mut().remove(key);
+    }
+
+    fn next_hop(&self, _: u32, _: [u8; 4], _: [u8; 4], macs: &mut MacWords) -> bool {
+        match self.macs.get() {
+            Some(known) => {
+                *macs = known;
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The programs in the kernel as a gateway for the engine's stories: single packets, run through
+//! `BPF_PROG_TEST_RUN`. No packet enters a device.
+//!
+//! Surprising: the kernel's clock cannot be set, so time passes by making every flow older.
+use std::{cell::RefCell, rc::Rc};
+
+use anyhow::{Context as _, Result};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use egress_common::{
+    abi::{Config, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot},
+    mark::{Layout, mark},
+    reason::Reason,
+    testing::{
+        Gateway, Mapping, Outcome,
+        gateway::{POLICIES, config},
+        packet::End,
+    },
+};
+use egress_user::bpf::{DataPlane, Hook, Maps, Plain};
+
+/// Of the link layer's header, which the programs want to see and the stories do not.
+const ETH_LEN: usize = 14;
+/// Of `struct __sk_buff`, of which only the mark is filled in.
+const CONTEXT_LEN: usize = 192;
+const MARK_AT: usize = 8;
+/// The bits of a life that are the time.
+const LAST_SEEN_SHIFT: u32 = 32;
+
+/// What the programs return (see `include/uapi/linux/pkt_cls.h`).
+const PASS: u32 = u32::MAX;
+const DROP: u32 = 2;
+
+/// The loaded programs, of which one gateway after the other is made.
+pub struct Programs(Rc<RefCell<Loaded>>);
+
+struct Loaded {
+    data_plane: DataPlane,
+    maps: Maps,
+}
+
+impl Programs {
+    pub fn new(data_plane: DataPlane) -> Result<Self> {
+        let maps = data_plane.maps()?;
+        Ok(Self(Rc::new(RefCell::new(Loaded { data_plane, maps }))))
+    }
+
+    /// A gateway with the stories' policies and settings, and without flows.
+    pub fn fresh(&self) -> Result<TestRunGateway> {
+        let mut gateway = TestRunGateway { loaded: self.0.clone(), config: config() };
+        gateway.clear()?;
+        gateway.enter(gateway.config)?;
+        for (vnid, action, egress_ip) in POLICIES {
+            gateway.set_policy(vnid, action, egress_ip);
+        }
+        Ok(gateway)
+    }
+}
+
+/// One story's gateway.
+pub struct TestRunGateway {
+    loaded: Rc<RefCell<Loaded>>,
+    config: Config,
+}
+
+impl TestRunGateway {
+    fn clear(&mut self) -> Result<()> {
+        let Maps { flows_original, flows_reply, policy, egress_ips, slots, .. } =
+            &mut self.loaded.borrow_mut().maps;
+        for key in flows_original.keys().collect::<Result<Vec<_>, _>>()? {
+            flows_original.remove(&key)?;
+        }
+        for key in flows_reply.keys().collect::<Result<Vec<_>, _>>()? {
+            flows_reply.remove(&key)?;
+        }
+        for key in policy.keys().collect::<Result<Vec<_>, _>>()? {
+            policy.remove(&key)?;
+        }
+        for key in egress_ips.keys().collect::<Result<Vec<_>, _>>()? {
+            egress_ips.remove(&key)?;
+        }
+        for index in 0..slots.len() {
+            slots.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, config: Config) -> Result<()> {
+        self.config = config;
+        self.loaded.borrow_mut().maps.config.set(0, Plain(config), 0).context("set the config")
+    }
+
+    fn reasons(&self) -> Vec<u64> {
+        let reasons = &self.loaded.borrow().maps.reasons;
+        let count = |(reason, _): &(Reason, &str)| {
+            let values = reasons.get(&(*reason as u32), 0).expect("every reason has a counter");
+            values.iter().sum()
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    fn run(&mut self, hook: Hook, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        let before = self.reasons();
+        // A pod's address and the gateway's; which is of no meaning here.
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+        frame.extend(packet);
+        let mut context = [0; CONTEXT_LEN];
+        context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
+        let mut out = vec![0; frame.len() + 256];
+        let result = {
+            let loaded = &mut *self.loaded.borrow_mut();
+            let program: &mut SchedClassifier = loaded
+                .data_plane
+                .ebpf_mut()
+                .program_mut(hook.name())
+                .with_context(|| format!("the object has no program {hook}"))?
+                .try_into()?;
+            program.test_run(TestRunOptions {
+                data_in: Some(&frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })?
+        };
+        out.truncate(result.data_size_out as usize);
+        let after = out.split_off(ETH_LEN);
+        let counted = Reason::ALL.iter().zip(before.iter().zip(self.reasons()));
+        let reason = counted
+            .filter(|(_, (before, after))| **before != *after)
+            .map(|((reason, _), _)| *reason)
+            .next();
+        Ok(match (result.return_value, reason) {
+            (DROP, Some(reason)) => Outcome::Dropped(reason),
+            (DROP, None) => anyhow::bail!("a packet was dropped and not counted"),
+            (PASS, None) if after == packet => Outcome::Passed,
+            (_, None) => Outcome::Sent(after),
+            (_, Some(reason)) => Outcome::Answered(reason, after),
+        })
+    }
+
+    fn mark(&self, vnid: u32) -> u32 {
+        mark(vnid, self.config.masquerade_bit, Layout::New)
+    }
+}
+
+fn end(address: [u8; 4], port: [u8; 2]) -> End {
+    (address, u16::from_be_bytes(port))
+}
+
+fn mapping(
+    (key, flow): (Plain<OriginalKey>, Plain<OriginalRecord>),
+    reply: impl Fn(&ReplyKey) -> ReplyRecord,
+) -> Mapping {
+    let (key, flow) = (key.0, flow.0);
+    let partner = reply(&ReplyKey {
+        remote: key.remote,
+        egress_ip: flow.egress_ip,
+        remote_port: key.remote_port,
+        egress_port: flow.egress_port,
+        protocol: u32::from(key.protocol()),
+    });
+    assert_eq!(
+        (partner.pod, partner.pod_port, partner.vnid, partner.tag, partner.slot),
+        (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot),
+        "both halves tell the same"
+    );
+    Mapping {
+        vnid: key.vnid(),
+        protocol: key.protocol(),
+        pod: end(key.pod, key.pod_port),
+        remote: end(key.remote, key.remote_port),
+        egress: end(flow.egress_ip, flow.egress_port),
+    }
+}
+
+impl Gateway for TestRunGateway {
+    fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
+        self.run(Hook::GatewayIngress, self.mark(vnid), packet).expect("run gateway_ingress")
+    }
+
+    fn arrive(&mut self, packet: &[u8]) -> Outcome {
+        self.run(Hook::UplinkIngress, 0, packet).expect("run uplink_ingress")
+    }
+
+    fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
+        self.run(Hook::UplinkEgress, self.mark(vnid), packet).expect("run uplink_egress")
+    }
+
+    fn rest(&mut self, ticks: u32) {
+        let Maps { flows_original, flows_reply, .. } = &mut self.loaded.borrow_mut().maps;
+        let older = |life: u64| {
+            let last_seen = (life >> LAST_SEEN_SHIFT) as u32;
+            u64::from(last_seen.wrapping_sub(ticks)) << LAST_SEEN_SHIFT | u64::from(life as u32)
+        };
+        let originals: Vec<_> = flows_original.iter().map(|entry| entry.expect("read")).collect();
+        for (key, Plain(flow)) in originals {
+            let flow = OriginalRecord { life: older(flow.life), ..flow };
+            flows_original.insert(key, Plain(flow), 0).expect("make a flow older");
+        }
+        let replies: Vec<_> = flows_reply.iter().map(|entry| entry.expect("read")).collect();
+        for (key, Plain(flow)) in replies {
+            let flow = ReplyRecord { life: older(flow.life), ..flow };
+            flows_reply.insert(key, Plain(flow), 0).expect("make a flow older");
+        }
+    }
+
+    fn mappings(&self) -> Vec<Mapping> {
+        let Maps { flows_original, flows_reply, .. } = &self.loaded.borrow().maps;
+        let partner =
+            |key: &ReplyKey| flows_reply.get(&Plain(*key), 0).expect("the reply's half is there").0;
+        let originals = flows_original.iter().map(|entry| entry.expect("read a flow"));
+        let mut mappings: Vec<_> = originals.map(|entry| mapping(entry, partner)).collect();
+        assert_eq!(flows_reply.keys().count(), mappings.len(), "every entry has a partner");
+        mappings.sort_unstable();
+        mappings
+    }
+
+    fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
+        let Maps { policy, slots, egress_ips, .. } = &mut self.loaded.borrow_mut().maps;
+        let used = policy.keys().count() as u32;
+        let index = policy.get(&vnid, 0).unwrap_or(used);
+        let before = slots.get(&index, 0).expect("read a slot").0.egress_ip;
+        // Not in use is as good as removed.
+        let _ = egress_ips.remove(&before);
+        let slot = Slot { vnid, egress_ip, action, uplink: 1, ..bytemuck::Zeroable::zeroed() };
+        slots.set(index, Plain(slot), 0).expect("set a slot");
+        policy.insert(vnid, index, 0).expect("set a policy");
+        if egress_ip != [0; 4] {
+            egress_ips.insert(egress_ip, index, 0).expect("set an egress IP");
+        }
+    }
+
+    fn configure(&mut self, change: &dyn Fn(&mut Config)) {
+        let mut config = self.config;
+        change(&mut config);
+        self.enter(config).expect("set the config");
+    }
+}
