@@ -77,7 +77,7 @@ impl<'a> Gateway<'a> {
             .stdin(Stdio::null())
             .stdout(self.log.try_clone()?)
             .stderr(self.log.try_clone()?);
-        self.agent = Some(self.netns.spawn(&self.mounts, &mut command)?);
+        self.agent = Some(self.netns.spawn_in(&self.mounts, &mut command)?);
         let mut ended = None;
         let mut ready = false;
         wait_until(DEADLINE, || {
@@ -146,7 +146,7 @@ impl<'a> Gateway<'a> {
     pub fn egress(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.netns.spawn(&self.mounts, &mut command)?;
+        let child = self.netns.spawn_in(&self.mounts, &mut command)?;
         child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
     }
 

@@ -4,5 +4,4 @@ pub mod netns;
 pub mod ovs;
 pub mod report;
 pub mod rig;
-pub mod single;
 pub mod traffic;
