@@ -57,11 +57,10 @@ impl<'a> Gateway<'a> {
         Ok(Self { netns, binary, mounts, notify, log, agent: None })
     }
 
-    /// The agent on the rig's egress node, ready, with the objects that fit the rig.
+    /// The agent on the rig's egress node, ready, with the examples' settings and objects.
     pub fn start(rig: &'a Rig) -> Result<Self> {
         let netns = rig.netns(&rig.egress.name);
-        let (config, objects) = (objects::agent_config(rig), objects::cluster_objects(rig));
-        let mut gateway = Self::new(netns, &config, &objects)?;
+        let mut gateway = Self::new(netns, objects::AGENT_CONFIG, objects::CLUSTER_OBJECTS)?;
         gateway.run_agent()?;
         Ok(gateway)
     }
