@@ -57,11 +57,10 @@ impl<'a> Gateway<'a> {
         Ok(Self { netns, binary, mounts, notify, log, agent: None })
     }
 
-    /// The agent on the rig's egress node, ready, with the objects that fit the rig.
+    /// The agent on the rig's egress node, ready, with the examples' settings and objects.
     pub fn start(rig: &'a Rig) -> Result<Self> {
         let netns = rig.netns(&rig.egress.name);
-        let (config, objects) = (objects::agent_config(rig), objects::cluster_objects(rig));
-        let mut gateway = Self::new(netns, &config, &objects)?;
+        let mut gateway = Self::new(netns, objects::AGENT_CONFIG, objects::CLUSTER_OBJECTS)?;
         gateway.run_agent()?;
         Ok(gateway)
     }
@@ -77,7 +76,7 @@ impl<'a> Gateway<'a> {
             .stdin(Stdio::null())
             .stdout(self.log.try_clone()?)
             .stderr(self.log.try_clone()?);
-        self.agent = Some(self.netns.spawn(&self.mounts, &mut command)?);
+        self.agent = Some(self.netns.spawn_in(&self.mounts, &mut command)?);
         let mut ended = None;
         let mut ready = false;
         wait_until(DEADLINE, || {
@@ -146,7 +145,7 @@ impl<'a> Gateway<'a> {
     pub fn egress(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.netns.spawn(&self.mounts, &mut command)?;
+        let child = self.netns.spawn_in(&self.mounts, &mut command)?;
         child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
     }
 

@@ -5,6 +5,5 @@ pub mod netns;
 pub mod ovs;
 pub mod report;
 pub mod rig;
-pub mod single;
 pub mod test_run;
 pub mod traffic;

@@ -6,10 +6,12 @@
 
 use std::{
     fs::File,
+    future::Future,
     io::Write as _,
     os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{self, Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -34,7 +36,7 @@ impl Netns {
     /// Makes the namespace, with its loopback up and IPv6 off. Fails if the name is taken.
     pub fn create(name: &str) -> Result<Self> {
         ensure!(!exists(name), "network namespace {name} exists already");
-        let added = run(Command::new("ip").args(["netns", "add", name]), None)
+        let added = run(Command::new("ip").args(["netns", "add", name]), "")
             .and_then(|_| Self::open(name))
             .with_context(|| format!("make network namespace {name}; this needs root"));
         if added.is_err() {
@@ -48,6 +50,14 @@ impl Netns {
         }
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// Makes a namespace that is a test's whole rig. `label` is for the reader: the process id and a
+    /// number make the name unique.
+    pub fn alone(label: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self::create(&format!("eg{}-{count}-{label}", process::id()))
     }
 
     /// Opens a namespace that someone else made; it stays on drop.
@@ -76,6 +86,20 @@ impl Netns {
         })
     }
 
+    /// Runs a future inside, on a tokio runtime of its own.
+    pub fn block_on<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        work: impl FnOnce() -> F + Send,
+    ) -> Result<T> {
+        self.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start a runtime")?;
+            runtime.block_on(work())
+        })?
+    }
+
     /// Moves the calling thread into the namespace, for good.
     fn enter(&self) -> Result<()> {
         setns(&self.file, CloneFlags::CLONE_NEWNET)
@@ -86,22 +110,40 @@ impl Netns {
     pub fn ip(&self, batch: &str) -> Result<()> {
         let mut ip = Command::new("ip");
         ip.args(["-n", &self.name, "-batch", "-"]);
-        run(&mut ip, Some(batch))
+        run(&mut ip, batch)
             .map(drop)
             .with_context(|| format!("configure network namespace {}", self.name))
     }
 
     /// Loads an nftables script, as one transaction.
     pub fn nft(&self, script: &str) -> Result<()> {
-        self.run(|| run(Command::new("nft").args(["-f", "-"]), Some(script)))?
+        self.run(|| run(Command::new("nft").args(["-f", "-"]), script))?
             .map(drop)
             .with_context(|| format!("load nftables rules in network namespace {}", self.name))
     }
 
     /// Runs a command inside and returns what it printed. Its exit code must be 0.
     pub fn output(&self, command: &mut Command) -> Result<String> {
-        let output = self.run(|| run(command, None))??;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.run(|| run(command, ""))?
+    }
+
+    /// As [`Netns::output`], of a command line of words without quoting.
+    pub fn exec(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command line")?;
+        self.output(Command::new(program).args(words))
+    }
+
+    /// Waits until the kernel has settled that frames can leave through this link.
+    pub fn wait_up(&self, link: &str) -> Result<()> {
+        let show = format!("ip link show dev {link}");
+        wait_for(&format!("{link} up"), || Ok(self.exec(&show)?.contains("state UP")))
+    }
+
+    /// Starts a process inside.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        self.run(|| command.spawn())?
+            .with_context(|| format!("start {}", command.get_program().to_string_lossy()))
     }
 
     /// Writes a sysctl below `/proc/sys/net`, which shows the namespace of the thread that looks.
@@ -134,7 +176,7 @@ impl Netns {
 
     /// Starts a process inside the namespace and the mounts. The terminal's Ctrl-C does not reach
     /// it: whoever started it decides when it ends.
-    pub fn spawn(&self, mounts: &Mounts, command: &mut Command) -> Result<Child> {
+    pub fn spawn_in(&self, mounts: &Mounts, command: &mut Command) -> Result<Child> {
         self.run_in(mounts, || command.process_group(0).spawn())?
             .with_context(|| format!("start {}", command.get_program().to_string_lossy()))
     }
@@ -189,7 +231,7 @@ pub fn remove(name: &str) -> Result<()> {
         }
         wait_until(Duration::from_secs(5), || processes(name).is_ok_and(|pids| pids.is_empty()));
     }
-    run(Command::new("ip").args(["netns", "del", name]), None)
+    run(Command::new("ip").args(["netns", "del", name]), "")
         .map(drop)
         .with_context(|| format!("remove network namespace {name}"))
 }
@@ -200,8 +242,8 @@ fn path(name: &str) -> PathBuf {
 
 /// The processes of a namespace, never our own: a thread of ours may be inside.
 fn processes(name: &str) -> Result<Vec<Pid>> {
-    let output = run(Command::new("ip").args(["netns", "pids", name]), None)?;
-    Ok(String::from_utf8_lossy(&output.stdout)
+    let pids = run(Command::new("ip").args(["netns", "pids", name]), "")?;
+    Ok(pids
         .lines()
         .filter_map(|line| line.trim().parse().ok())
         .map(Pid::from_raw)
@@ -223,12 +265,29 @@ pub fn wait_until(deadline: Duration, mut condition: impl FnMut() -> bool) -> bo
     }
 }
 
-/// Runs a command to its end; a failure carries what it wrote to stderr.
-fn run(command: &mut Command, input: Option<&str>) -> Result<Output> {
+/// Looks again until the condition holds. Error: it does not within ten seconds, or looking fails.
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let mut failure = None;
+    let came = wait_until(Duration::from_secs(10), || match holds() {
+        Ok(holds) => holds,
+        Err(error) => {
+            failure = Some(error);
+            true
+        }
+    });
+    if let Some(error) = failure {
+        return Err(error).with_context(|| format!("wait for {what}"));
+    }
+    ensure!(came, "waited ten seconds in vain for {what}");
+    Ok(())
+}
+
+/// Runs a command to its end and returns what it printed; a failure carries what it wrote to stderr.
+pub fn run(command: &mut Command, input: &str) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Ctrl-C is for us alone: a command cut off halfway would leave half of what it does.
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.process_group(0);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -236,16 +295,16 @@ fn run(command: &mut Command, input: Option<&str>) -> Result<Output> {
         }
         Err(error) => return Err(error).with_context(|| format!("start {program}")),
     };
-    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+    if let Some(mut stdin) = child.stdin.take() {
         // Whoever stops reading early says why on stderr.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().with_context(|| format!("run {program}"))?;
     ensure!(
         output.status.success(),
-        "{program} failed ({}): {}",
+        "{command:?} failed ({}): {}",
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(output)
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -8,7 +8,6 @@
 //! [`node`] for both, and for how the mark reaches `tun0`.
 pub mod flowset;
 pub mod instance;
-pub mod netns;
 pub mod node;
 pub mod plan;
 
@@ -20,8 +19,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Result;
 use egress_user::ovs::Layout;
 
-pub use self::netns::Netns;
 pub use self::node::Node;
+use crate::netns::Netns;
 
 /// The pods' addresses of all nodes.
 pub const CLUSTER: &str = "10.128.0.0/14";

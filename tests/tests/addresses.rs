@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use egress_tests::single::Netns;
+use egress_tests::netns::Netns;
 use egress_user::{
     identity::{NodeSettings, Unidentified, identify},
     netlink::{
@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A node of the origin notes: 10.0.0.2/24 on `uplink`, with a default route.
 fn node(uplink: &str) -> Result<Netns> {
-    let netns = Netns::new("addr")?;
+    let netns = Netns::alone("addr")?;
     netns.exec(&format!("ip link add name {uplink} type veth peer name far"))?;
     netns.exec("ip link set dev far up")?;
     netns.exec(&format!("ip link set dev {uplink} up"))?;

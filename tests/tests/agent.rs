@@ -85,7 +85,7 @@ fn a_changed_egress_ip_is_served_without_a_restart() -> Result<()> {
     let pod = rig.netns("egress-test-1");
     pod.run(|| udp_exchange(FAR, 0, 8))??;
     let new = Ipv4Addr::new(10, 0, 0, 14);
-    let objects = objects::cluster_objects(&rig).replace("10.0.0.11", &new.to_string());
+    let objects = objects::CLUSTER_OBJECTS.replace("10.0.0.11", &new.to_string());
     gateway.write_objects(&objects)?;
     let mut seen = None;
     let changed = wait_until(DEADLINE, || {
@@ -116,7 +116,7 @@ fn a_bad_object_does_not_stop_the_others() -> Result<()> {
                netname: too-high\n\
                netid: 16777216\n\
                egressIPs: [\"10.0.0.15\"]\n";
-    gateway.write_objects(&(objects::cluster_objects(&rig) + bad))?;
+    gateway.write_objects(&format!("{}{bad}", objects::CLUSTER_OBJECTS))?;
     let named = wait_until(DEADLINE, || gateway.log().contains("too-high"));
     assert!(named, "the log does not name the object: {}", gateway.log());
     for (id, pod) in [(1, "egress-test-1"), (2, "egress-test2-1"), (3, "egress-test3-1")] {

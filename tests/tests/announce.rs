@@ -2,7 +2,7 @@
 use std::{collections::BTreeSet, io::Read, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result};
-use egress_tests::single::{Netns, wait_until};
+use egress_tests::netns::{Netns, wait_for};
 use egress_user::{
     arp::{
         Arp, ETHERTYPE, Mac,
@@ -28,7 +28,7 @@ struct Lan {
 
 impl Lan {
     fn new() -> Result<Self> {
-        let (node, host) = (Netns::new("node")?, Netns::new("host")?);
+        let (node, host) = (Netns::alone("node")?, Netns::alone("host")?);
         let peer = host.name();
         node.exec(&format!("ip link add name ens18 type veth peer name eth0 netns {peer}"))?;
         for (netns, link, mac, address) in [
@@ -58,8 +58,7 @@ struct Capture(Socket);
 impl Capture {
     fn start(host: &Netns) -> Result<Self> {
         let protocol = Protocol::from(i32::from(ETHERTYPE.to_be()));
-        let socket =
-            host.enter(move || Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))??;
+        let socket = host.run(move || Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))??;
         socket.set_read_timeout(Some(DEADLINE))?;
         Ok(Self(socket))
     }
@@ -99,7 +98,7 @@ fn a_host_that_knew_the_old_owner_learns_the_new_one() -> Result<()> {
     lan.host.exec("ip ntable change name arp_cache dev eth0 locktime 0")?;
     lan.host.exec("ip neigh add 10.0.0.11 lladdr 02:00:00:00:00:99 dev eth0 nud stale")?;
     lan.on_node(async |socket| announce(&socket, FIRST).await)?;
-    wait_until("the host has learnt", || {
+    wait_for("the host to learn", || {
         Ok(lan.host.exec("ip neigh show 10.0.0.11")?.contains("lladdr 02:00:00:00:00:02"))
     })
 }
@@ -139,7 +138,7 @@ fn of_two_nodes_that_probe_at_once_neither_finds_the_address_free() -> Result<()
 #[ignore = "needs root"]
 fn somebody_who_announces_an_address_of_ours_is_noticed_on_our_link_alone() -> Result<()> {
     let lan = Lan::new()?;
-    let elsewhere = Netns::new("elsewhere")?;
+    let elsewhere = Netns::alone("elsewhere")?;
     let peer = elsewhere.name();
     lan.node.exec(&format!("ip link add name other type veth peer name eth0 netns {peer}"))?;
     lan.node.exec("ip link set dev other up")?;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use egress_tests::ovs::instance::wait_for;
+use egress_tests::netns::wait_for;
 use egress_tests::ovs::plan::plans;
 use egress_tests::ovs::{Node, OUTSIDE, OvsRig, Pod};
 use egress_user::ovs::Layout;

@@ -8,7 +8,7 @@ use egress_user::bpf::{BPFFS, DataPlane, Hook, Sizes};
 #[test]
 #[ignore = "needs root"]
 fn every_program_passes_the_verifier_and_its_cost_is_printed() -> Result<()> {
-    let netns = Netns::create(&format!("eg{}-load", std::process::id()))?;
+    let netns = Netns::alone("load")?;
     let mounts = netns.private_mounts()?;
     netns.run_in(&mounts, || -> Result<()> {
         let sizes = Sizes { flows: 1024, policies: 64 };

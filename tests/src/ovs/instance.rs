@@ -4,15 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::netns::{Netns, run};
+use crate::netns::{Netns, run, wait_for};
 
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
-const READY: Duration = Duration::from_secs(20);
 
 /// A running `ovsdb-server` and `ovs-vswitchd`; stopped, and the folder removed, on drop.
 #[derive(Debug)]
@@ -185,17 +182,4 @@ impl Drop for Instance {
             eprintln!("remove {}: {error}", self.rundir.display());
         }
     }
-}
-
-/// Looks again until the condition holds.
-///
-/// # Errors
-/// It does not hold within the deadline, or looking fails.
-pub fn wait_for(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + READY;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "{what} did not come within {} s", READY.as_secs());
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }

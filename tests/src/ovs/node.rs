@@ -15,14 +15,13 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use egress_user::ovs::{Facts, Layout, Ovs, Presence};
 
 use super::instance::Instance;
-use super::netns::{Netns, run};
 use super::{CLUSTER, Pod, PodSite, SERVICES, Site, flowset};
+use crate::netns::Netns;
 
 /// Bytes that a packet inside the tunnel may have.
 const INNER_MTU: u16 = 1450;
@@ -246,13 +245,7 @@ fn way_of_the_mark() -> Vec<String> {
 /// Checksums are made by the sender: no device between here and Open vSwitch would do it.
 pub(super) fn no_offload(netns: &Netns, device: &str) -> Result<()> {
     netns
-        .run(|| {
-            run(
-                Command::new("ethtool")
-                    .args(["-K", device, "tx", "off", "gso", "off", "tso", "off"]),
-                "",
-            )
-        })?
+        .exec(&format!("ethtool -K {device} tx off gso off tso off"))
         .map(drop)
         .with_context(|| format!("switch the offloads of {device} off"))
 }

@@ -1,64 +1,37 @@
-//! The agent's configuration and the cluster's objects that fit the rig.
+//! The configuration and the objects that the agent gets in the rig: the examples as they are, since
+//! the rig is what they describe.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
+/// The AgentConfig of the egress node.
+pub const AGENT_CONFIG: &str = include_str!("../../../examples/agent.yaml");
 
-use super::{
-    Rig,
-    topology::{CLUSTER_NETWORK, GATEWAY, Node, SERVICE_NETWORK, TUNNEL, UPLINK, VXLAN_PORT},
-};
+/// HostSubnets of both nodes, a NetNamespace for each tenant, the ClusterNetwork.
+pub const CLUSTER_OBJECTS: &str = include_str!("../../../examples/objects.yaml");
 
-/// The AgentConfig of the egress node. The layout is that of the origin notes.
-#[must_use]
-pub fn agent_config(rig: &Rig) -> String {
-    let Node { name, ip, .. } = &rig.egress;
-    format!(
-        "apiVersion: egress/v1alpha1\n\
-         kind: AgentConfig\n\
-         node: {{name: {name}, ip: {ip}, uplink: {UPLINK}}}\n\
-         tunnel: {{device: {TUNNEL}, port: {VXLAN_PORT}}}\n\
-         gateway: {GATEWAY}\n\
-         clusterNetworks: [{CLUSTER_NETWORK}]\n\
-         serviceNetworks: [{SERVICE_NETWORK}]\n\
-         compat: old\n\
-         ovs: {{enabled: false}}\n"
-    )
-}
+#[cfg(test)]
+mod tests {
+    use egress_user::source::files::Input;
 
-/// HostSubnets of both nodes and a NetNamespace for each tenant, as `oc get -o yaml` prints them.
-#[must_use]
-pub fn cluster_objects(rig: &Rig) -> String {
-    let tenants: BTreeMap<&str, (u32, Option<Ipv4Addr>)> =
-        rig.pods.iter().map(|pod| (pod.namespace.as_str(), (pod.vnid, pod.egress_ip))).collect();
-    let hosted: Vec<String> =
-        tenants.values().filter_map(|(_, ip)| ip.map(|ip| format!("\"{ip}\""))).collect();
-    let mut text = String::new();
-    for (node, egress_ips) in [(&rig.source, String::new()), (&rig.egress, hosted.join(", "))] {
-        let Node { name, ip, subnet, .. } = node;
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "---\n\
-             apiVersion: network.openshift.io/v1\n\
-             kind: HostSubnet\n\
-             metadata: {{name: {name}}}\n\
-             host: {name}\n\
-             hostIP: {ip}\n\
-             subnet: {subnet}\n\
-             egressIPs: [{egress_ips}]\n"
-        );
+    use super::*;
+    use crate::rig::topology;
+
+    #[test]
+    fn the_examples_describe_the_rig() {
+        let mut input = Input::default();
+        input.add_text(AGENT_CONFIG, "agent.yaml").expect("a configuration");
+        input.add_text(CLUSTER_OBJECTS, "objects.yaml").expect("objects");
+        let config = input.config.expect("an AgentConfig");
+        let nodes = [topology::source_node(), topology::egress_node()];
+        assert_eq!(config.node.name.as_ref(), Some(&nodes[1].name));
+        assert_eq!(config.node.ip.map(|ip| ip.address), Some(nodes[1].ip));
+        assert_eq!(input.objects.conditions, []);
+        for node in nodes {
+            let object = &input.objects.host_subnets[&node.name];
+            assert_eq!((object.host_ip, object.subnet.to_string()), (node.ip, node.subnet));
+        }
+        for pod in topology::pods() {
+            let object = &input.objects.net_namespaces[&pod.namespace];
+            let egress_ips = pod.egress_ip.as_slice();
+            assert_eq!((object.vnid, object.egress_ips.as_slice()), (pod.vnid, egress_ips));
+        }
     }
-    for (name, (vnid, egress_ip)) in tenants {
-        let egress_ip = egress_ip.map(|ip| format!("\"{ip}\"")).unwrap_or_default();
-        let _ = write!(
-            text,
-            "---\n\
-             apiVersion: network.openshift.io/v1\n\
-             kind: NetNamespace\n\
-             metadata: {{name: {name}}}\n\
-             netname: {name}\n\
-             netid: {vnid}\n\
-             egressIPs: [{egress_ip}]\n"
-        );
-    }
-    text
 }

@@ -5,6 +5,7 @@
 
 use std::net::Ipv4Addr;
 
+use egress_common::mark::{Layout, mark};
 use serde::{Deserialize, Serialize};
 
 /// All pods of the cluster live in here.
@@ -67,7 +68,7 @@ impl Pod {
     /// The packet mark of the tenant, in the old layout of the origin notes.
     #[must_use]
     pub fn mark(&self) -> u32 {
-        if self.vnid & 1 == 0 { self.vnid } else { (self.vnid | 0x0100_0000) ^ 1 }
+        mark(self.vnid, 0, Layout::Old)
     }
 }
 
