@@ -4,6 +4,7 @@
 //! agent is left running: then they end with the agent. Its files are below `/run` in those mounts.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{Read as _, Seek as _},
     os::unix::net::UnixDatagram,
@@ -35,6 +36,7 @@ const LOG: &str = "/run/agent.log";
 pub struct Gateway<'a> {
     netns: &'a Netns,
     binary: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
     mounts: Mounts,
     notify: UnixDatagram,
     log: File,
@@ -54,7 +56,14 @@ impl<'a> Gateway<'a> {
             Ok((notify, log.with_context(|| format!("open {LOG}"))?))
         })??;
         notify.set_nonblocking(true)?;
-        Ok(Self { netns, binary, mounts, notify, log, agent: None })
+        Ok(Self { netns, binary, environment: Vec::new(), mounts, notify, log, agent: None })
+    }
+
+    /// Every `egress` started from here on has this in its environment.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
+        self
     }
 
     /// The agent on the rig's egress node, ready, with the objects that fit the rig.
@@ -73,6 +82,7 @@ impl<'a> Gateway<'a> {
         let mut command = Command::new(&self.binary);
         command
             .args(["run", "--config", CONFIG, "-f", OBJECTS])
+            .envs(self.environment.iter().cloned())
             .env("NOTIFY_SOCKET", NOTIFY)
             .stdin(Stdio::null())
             .stdout(self.log.try_clone()?)
@@ -145,6 +155,7 @@ impl<'a> Gateway<'a> {
     /// Runs another verb of `egress` where the agent is, and returns what it printed and said.
     pub fn egress(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
+        command.envs(self.environment.iter().cloned());
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.netns.spawn(&self.mounts, &mut command)?;
         child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))

@@ -75,9 +75,10 @@ fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
 
 /// Sends all pods' traffic and looks at what arrived.
 fn observe(rig: &Rig, interrupted: &AtomicBool) -> Result<Vec<Row>> {
-    let mut witness = Witness::start(rig, &rig.outside[1])?;
+    let far = &rig.outside[1];
+    let mut witness = Witness::start(rig.netns(&far.name).name(), far.ip)?;
     let mut rows = Vec::new();
-    for pod in &rig.pods {
+    for pod in &rig.talkers() {
         for protocol in Protocol::ALL {
             check(interrupted)?;
             rows.push(witness.observe(pod, protocol)?);
