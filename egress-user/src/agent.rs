@@ -78,8 +78,7 @@ struct Agent {
     ovs_watch: Option<Watch>,
     /// Flows of ours that the bridge is to hold.
     ovs_held: Option<u32>,
-    /// With the link's number and MAC that it was opened for.
-    arp: Option<(ArpSocket, (u32, Option<[u8; 6]>))>,
+    arp: Option<ArpSocket>,
     schedule: Schedule,
     /// Unlabelled addresses of ours.
     owned: BTreeSet<Ipv4Addr>,

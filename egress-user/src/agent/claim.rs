@@ -32,28 +32,22 @@ impl Agent {
     /// Asks the network for the egress IPs that are about to be claimed, those in conflict too.
     pub(super) async fn probe(&mut self, unclaimed: &BTreeSet<Ipv4Addr>) -> Result<()> {
         self.conflicts.retain(|ip| unclaimed.contains(ip));
-        self.open_arp()?;
-        if !self.config.announce.probe || !self.identity.uplink.up {
-            return Ok(());
+        let link = &self.identity.uplink;
+        // What waits in an old socket was said before we asked, or has left no room for answers.
+        if !unclaimed.is_empty() || !self.arp.as_ref().is_some_and(|arp| arp.fits(link)) {
+            self.arp = Some(ArpSocket::open(link)?);
         }
-        let Some((arp, _)) = self.arp.as_ref().filter(|_| !unclaimed.is_empty()) else {
+        let Some(arp) = self.arp.as_ref().filter(|_| self.config.announce.probe && link.up) else {
             return Ok(());
         };
+        if unclaimed.is_empty() {
+            return Ok(());
+        }
         for (ip, occupancy) in probe(arp, unclaimed).await? {
             match occupancy {
                 Occupancy::Free => self.conflicts.remove(&ip),
                 Occupancy::TakenBy(_) => self.conflicts.insert(ip),
             };
-        }
-        Ok(())
-    }
-
-    fn open_arp(&mut self) -> Result<()> {
-        let link = &self.identity.uplink;
-        let opened_for = (link.index, link.mac);
-        if self.arp.as_ref().is_none_or(|(_, of)| *of != opened_for) {
-            self.arp = None;
-            self.arp = Some((ArpSocket::open(link)?, opened_for));
         }
         Ok(())
     }
@@ -105,7 +99,7 @@ impl Agent {
     /// Announces what is due; returns when the next turn is.
     pub(super) async fn announce_due(&mut self) -> Option<Instant> {
         let due = self.schedule.due(Instant::now());
-        if let Some((arp, _)) = self.arp.as_ref().filter(|_| self.identity.uplink.up) {
+        if let Some(arp) = self.arp.as_ref().filter(|_| self.identity.uplink.up) {
             for ip in due.addresses {
                 if let Err(error) = announce(arp, ip).await {
                     warn!("{error:#}");
