@@ -27,7 +27,8 @@ use crate::{
 /// Time for the agent to load its programs and claim its addresses, or to take it all back.
 const DEADLINE: Duration = Duration::from_secs(30);
 const CONFIG: &str = "/run/agent.yaml";
-const OBJECTS: &str = "/run/objects.yaml";
+/// The objects' file, in the agent's mounts.
+pub const OBJECTS: &str = "/run/objects.yaml";
 const NOTIFY: &str = "/run/notify";
 const LOG: &str = "/run/agent.log";
 
@@ -118,12 +119,16 @@ impl<'a> Gateway<'a> {
 
     /// Replaces the objects, as a whole, under a running agent.
     pub fn write_objects(&self, objects: &str) -> Result<()> {
-        self.netns
-            .run_in(&self.mounts, || {
-                let new = format!("{OBJECTS}.new");
-                fs::write(&new, objects).and_then(|()| fs::rename(&new, OBJECTS))
-            })?
-            .with_context(|| format!("replace {OBJECTS}"))
+        self.beside(|| {
+            let new = format!("{OBJECTS}.new");
+            fs::write(&new, objects).and_then(|()| fs::rename(&new, OBJECTS))
+        })?
+        .with_context(|| format!("replace {OBJECTS}"))
+    }
+
+    /// Runs a closure where the agent is: in its network namespace and its mounts.
+    pub fn beside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns.run_in(&self.mounts, work)
     }
 
     /// `kill -9`: the agent has no chance to leave anything in order.
