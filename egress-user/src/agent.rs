@@ -18,10 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    arp::{
-        probe::{Occupancy, probe},
-        socket::ArpSocket,
-    },
+    arp::socket::ArpSocket,
     bpf::{DataPlane, Maps, Sizes},
     condition::{Condition, Reason},
     config::AgentConfig,
@@ -32,18 +29,21 @@ use crate::{
     plan::{Facts, Health, Mode, OvsPorts, Plan, Previous, plan},
     reconcile::{
         addresses::{self, Outcome},
-        announce::{AnnounceSettings, Schedule, announce},
+        announce::{AnnounceSettings, Schedule},
         attachments, flows, maps,
     },
     source::watch::Watched,
     sweep::sweep,
 };
 
+mod claim;
 mod node;
+mod retry;
 pub mod status;
 mod tables;
 
 use node::Devices;
+use retry::Retry;
 use status::{Status, StatusFile};
 
 /// Between two full rounds that nothing asked for.
@@ -82,7 +82,10 @@ struct Agent {
     schedule: Schedule,
     /// Unlabelled addresses of ours.
     owned: BTreeSet<Ipv4Addr>,
+    /// Egress IPs on the uplink, ours or found there.
+    held: BTreeSet<Ipv4Addr>,
     conflicts: BTreeSet<Ipv4Addr>,
+    retry: Retry,
     status: StatusFile,
 }
 
@@ -114,13 +117,14 @@ pub async fn run(settings: Settings) -> Result<()> {
                     agent.renew_next_hops();
                 }
                 if changes.addresses || changes.links {
-                    agent.round().await;
+                    agent.resync().await;
                 }
             }
             _ = look.tick() => agent.look().await,
             _ = resync.tick() => agent.resync().await,
             _ = sweeping.tick() => agent.sweep(),
             () = sleep_until_some(wake) => {}
+            () = sleep_until_some(agent.retry.at()) => agent.resync().await,
             held = ovs_differs(&mut agent.ovs_watch, agent.ovs_held) => {
                 agent.ovs_held = held;
                 agent.round().await;
@@ -181,7 +185,9 @@ impl Agent {
             ovs_held: None,
             arp: None,
             schedule: Schedule::new(announce),
+            held: BTreeSet::new(),
             conflicts: BTreeSet::new(),
+            retry: Retry::default(),
             watched,
             config,
             objects: input.objects,
@@ -195,21 +201,26 @@ impl Agent {
 
     /// One whole round. What fails is a condition; the rest goes on.
     async fn round(&mut self) {
-        let mut conditions = Vec::new();
+        self.round_with(Vec::new()).await;
+    }
+
+    async fn round_with(&mut self, mut conditions: Vec<Condition>) {
         self.observe_ovs(&mut conditions).await;
-        let mut plan = self.plan();
-        if let Err(error) = self.fill_maps(&plan) {
+        let unclaimed = self.unclaimed().await.unwrap_or_else(|error| {
+            conditions.push(failed("Agent/addresses", &error));
+            BTreeSet::new()
+        });
+        let unsure = unclaimed.difference(&self.held).chain(&self.conflicts).copied().collect();
+        if let Err(error) = self.fill_maps(&self.plan_without(&unsure)) {
             // Without its maps a program would let out what it does not know: attach nothing new.
             conditions.push(failed("Agent/maps", &error));
         } else {
             self.attach(&mut conditions);
         }
-        if let Err(error) = self.probe(&plan).await {
+        if let Err(error) = self.probe(&unclaimed).await {
             conditions.push(failed("Agent/probe", &error));
         }
-        if plan.addresses.iter().any(|address| self.conflicts.contains(&address.ip)) {
-            plan = self.plan();
-        }
+        let plan = self.plan_without(&self.conflicts);
         self.claim_addresses(&plan, &mut conditions).await;
         self.program_flows(&plan, &mut conditions).await;
         if let Err(error) = self.fill_maps(&plan) {
@@ -218,10 +229,14 @@ impl Agent {
         conditions.extend(plan.conditions.iter().cloned());
         conditions.sort();
         conditions.dedup();
+        let again = |condition: &Condition| condition.reason == Reason::Failed;
+        let failed = !self.conflicts.is_empty() || conditions.iter().any(again);
+        self.retry.note(failed, Instant::now(), retry::chance());
         self.tell(&plan, conditions);
     }
 
-    fn plan(&self) -> Plan {
+    /// The plan, with these egress IPs in conflict.
+    fn plan_without(&self, conflicts: &BTreeSet<Ipv4Addr>) -> Plan {
         let facts = Facts {
             node_ip: Some(self.identity.ip),
             prefix_len: Some(self.identity.prefix_len),
@@ -235,7 +250,7 @@ impl Agent {
                 .ovs_facts
                 .as_ref()
                 .map(|facts| OvsPorts { vxlan: facts.tunnel_port, gateway: facts.gateway_port }),
-            conflicts: self.conflicts.clone(),
+            conflicts: conflicts.clone(),
             ..Facts::of(&self.identity.name)
         };
         let mode = Mode {
@@ -301,65 +316,6 @@ impl Agent {
         self.devices.places(&self.identity)
     }
 
-    async fn probe(&mut self, plan: &Plan) -> Result<()> {
-        self.open_arp()?;
-        if !self.config.announce.probe {
-            return Ok(());
-        }
-        let desired = tables::addresses(plan, &self.identity);
-        let missing = addresses::missing(&self.netlink, &self.identity.uplink, &desired).await?;
-        let Some(arp) = self.arp.as_ref().filter(|_| !missing.is_empty()) else { return Ok(()) };
-        for (ip, occupancy) in probe(arp, &missing).await? {
-            if let Occupancy::TakenBy(_) = occupancy {
-                self.conflicts.insert(ip);
-            }
-        }
-        Ok(())
-    }
-
-    fn open_arp(&mut self) -> Result<()> {
-        let link = &self.identity.uplink;
-        if self.arp.as_ref().is_none_or(|arp| Some(arp.mac()) != link.mac) {
-            self.arp = Some(ArpSocket::open(link)?);
-        }
-        Ok(())
-    }
-
-    async fn claim_addresses(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
-        let desired = tables::addresses(plan, &self.identity);
-        let Self { netlink, identity, owned, .. } = self;
-        let outcomes =
-            addresses::reconcile(netlink, &identity.uplink, identity.ip, &desired, owned).await;
-        let outcomes = match outcomes {
-            Ok(outcomes) => outcomes,
-            Err(error) => return conditions.push(failed("Agent/addresses", &error)),
-        };
-        self.status.own(&self.owned);
-        let now = Instant::now();
-        let mut held = BTreeSet::new();
-        let mut added = Vec::new();
-        for (ip, outcome) in outcomes {
-            match outcome {
-                Outcome::Added => {
-                    info!("claimed {ip} on {}", self.identity.uplink.name);
-                    added.push(ip);
-                    held.insert(ip);
-                }
-                Outcome::Present | Outcome::PreExisting => {
-                    held.insert(ip);
-                }
-                Outcome::Removed => info!("released {ip}"),
-                Outcome::Failed(error) => {
-                    conditions.push(failed(&format!("Address/{ip}"), &error));
-                }
-            }
-        }
-        self.schedule.hold(&held, now);
-        for ip in added {
-            self.schedule.restart(ip, now);
-        }
-    }
-
     async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
         let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else {
             self.ovs_held = None;
@@ -400,19 +356,6 @@ impl Agent {
         }
     }
 
-    /// Announces what is due; returns when the next turn is.
-    async fn announce_due(&mut self) -> Option<Instant> {
-        let due = self.schedule.due(Instant::now());
-        if let Some(arp) = &self.arp {
-            for ip in due.addresses {
-                if let Err(error) = announce(arp, ip).await {
-                    warn!("{error:#}");
-                }
-            }
-        }
-        due.wake
-    }
-
     /// The cheap look: files, attached programs, devices that came or went.
     async fn look(&mut self) {
         let mut wanted = false;
@@ -421,7 +364,6 @@ impl Agent {
             Ok(Some(input)) => {
                 info!("objects changed");
                 self.objects = input.objects;
-                self.conflicts.clear();
                 wanted = true;
             }
             // The old objects hold until the files can be read again.
@@ -435,18 +377,26 @@ impl Agent {
         }
     }
 
+    /// Looks at everything anew: who this node is, what it has, what it should be.
     async fn resync(&mut self) {
-        // Who held our address may have let go.
-        self.conflicts.clear();
+        let mut conditions = Vec::new();
         match node::identify(&self.netlink, &self.config).await {
-            Ok(identity) => self.identity = identity,
-            Err(error) => warn!("{error:#}"),
+            Ok(identity) => {
+                let before = &self.identity.uplink;
+                let returned =
+                    identity.uplink.up && (!before.up || before.index != identity.uplink.index);
+                self.identity = identity;
+                if returned {
+                    self.announce_again();
+                }
+            }
+            Err(error) => conditions.push(failed("Agent/node", &error)),
         }
         match node::devices(&self.netlink, &self.config).await {
             Ok(devices) => self.devices = devices,
-            Err(error) => warn!("{error:#}"),
+            Err(error) => conditions.push(failed("Agent/devices", &error)),
         }
-        self.round().await;
+        self.round_with(conditions).await;
     }
 
     /// Cached next hops lapse: a route, a neighbour or a link changed.

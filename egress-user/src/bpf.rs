@@ -133,6 +133,11 @@ impl DataPlane {
         self.pins.join("links").join(format!("{hook}-{interface}"))
     }
 
+    /// The loaded object, for its log and for test runs of its programs.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
     /// What the kernel says of a loaded program.
     pub fn info(&mut self, hook: Hook) -> Result<ProgramInfo> {
         program(&mut self.ebpf, hook)?.info().with_context(|| format!("ask for the program {hook}"))

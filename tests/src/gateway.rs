@@ -4,6 +4,7 @@
 //! agent is left running: then they end with the agent. Its files are below `/run` in those mounts.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{Read as _, Seek as _},
     os::unix::net::UnixDatagram,
@@ -26,7 +27,8 @@ use crate::{
 /// Time for the agent to load its programs and claim its addresses, or to take it all back.
 const DEADLINE: Duration = Duration::from_secs(30);
 const CONFIG: &str = "/run/agent.yaml";
-const OBJECTS: &str = "/run/objects.yaml";
+/// The objects' file, in the agent's mounts.
+pub const OBJECTS: &str = "/run/objects.yaml";
 const NOTIFY: &str = "/run/notify";
 const LOG: &str = "/run/agent.log";
 
@@ -35,6 +37,7 @@ const LOG: &str = "/run/agent.log";
 pub struct Gateway<'a> {
     netns: &'a Netns,
     binary: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
     mounts: Mounts,
     notify: UnixDatagram,
     log: File,
@@ -54,7 +57,14 @@ impl<'a> Gateway<'a> {
             Ok((notify, log.with_context(|| format!("open {LOG}"))?))
         })??;
         notify.set_nonblocking(true)?;
-        Ok(Self { netns, binary, mounts, notify, log, agent: None })
+        Ok(Self { netns, binary, environment: Vec::new(), mounts, notify, log, agent: None })
+    }
+
+    /// Every `egress` started from here on has this in its environment.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
+        self
     }
 
     /// The agent on the rig's egress node, ready, with the examples' settings and objects.
@@ -72,6 +82,7 @@ impl<'a> Gateway<'a> {
         let mut command = Command::new(&self.binary);
         command
             .args(["run", "--config", CONFIG, "-f", OBJECTS])
+            .envs(self.environment.iter().cloned())
             .env("NOTIFY_SOCKET", NOTIFY)
             .stdin(Stdio::null())
             .stdout(self.log.try_clone()?)
@@ -107,12 +118,16 @@ impl<'a> Gateway<'a> {
 
     /// Replaces the objects, as a whole, under a running agent.
     pub fn write_objects(&self, objects: &str) -> Result<()> {
-        self.netns
-            .run_in(&self.mounts, || {
-                let new = format!("{OBJECTS}.new");
-                fs::write(&new, objects).and_then(|()| fs::rename(&new, OBJECTS))
-            })?
-            .with_context(|| format!("replace {OBJECTS}"))
+        self.beside(|| {
+            let new = format!("{OBJECTS}.new");
+            fs::write(&new, objects).and_then(|()| fs::rename(&new, OBJECTS))
+        })?
+        .with_context(|| format!("replace {OBJECTS}"))
+    }
+
+    /// Runs a closure where the agent is: in its network namespace and its mounts.
+    pub fn beside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns.run_in(&self.mounts, work)
     }
 
     /// `kill -9`: the agent has no chance to leave anything in order.
@@ -144,6 +159,7 @@ impl<'a> Gateway<'a> {
     /// Runs another verb of `egress` where the agent is, and returns what it printed and said.
     pub fn egress(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
+        command.envs(self.environment.iter().cloned());
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.netns.spawn_in(&self.mounts, &mut command)?;
         child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))

@@ -6,6 +6,7 @@
 //!
 //! Surprising: the uplink is Open vSwitch's own tap `brp`, and there is no vxlan_sys_4789; see
 //! [`node`] for both, and for how the mark reaches `tun0`.
+pub mod agent;
 pub mod flowset;
 pub mod instance;
 pub mod node;
@@ -17,10 +18,12 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
+use egress_common::mark::{self, mark};
 use egress_user::ovs::Layout;
 
 pub use self::node::Node;
 use crate::netns::Netns;
+use crate::report::Talker;
 
 /// The pods' addresses of all nodes.
 pub const CLUSTER: &str = "10.128.0.0/14";
@@ -148,5 +151,26 @@ impl OvsRig {
     pub fn settle(&self) -> Result<()> {
         self.source.settle(self.layout, &[&self.egress.site])?;
         self.egress.settle(self.layout, &[&self.source.site])
+    }
+
+    /// All pods, as ones that talk.
+    #[must_use]
+    pub fn talkers(&self) -> Vec<Talker<'_>> {
+        let layout = match self.layout {
+            Layout::Old => mark::Layout::Old,
+            Layout::New => mark::Layout::New,
+        };
+        let pods = [&self.source, &self.egress]
+            .into_iter()
+            .flat_map(|node| node.pods.iter().map(move |pod| (node, pod)));
+        pods.map(|(node, pod)| Talker {
+            pod: pod.name,
+            namespace: pod.namespace,
+            vnid: pod.vnid,
+            mark: mark(pod.vnid, 0, layout),
+            expected: agent::egress_ip(pod.namespace).unwrap_or(node.site.address),
+            netns: pod.netns.name(),
+        })
+        .collect()
     }
 }

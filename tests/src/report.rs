@@ -13,10 +13,7 @@ use anyhow::Result;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    rig::{
-        Rig,
-        topology::{Outside, Pod},
-    },
+    netns::Netns,
     traffic::{Capture, Packet, TcpServer, UdpServer, ping, tcp_exchange, udp_exchange},
 };
 
@@ -82,10 +79,23 @@ pub struct Row {
     pub failure: Option<String>,
 }
 
+/// A pod that talks, and what is expected of it.
+#[derive(Debug)]
+pub struct Talker<'a> {
+    pub pod: &'a str,
+    pub namespace: &'a str,
+    pub vnid: u32,
+    /// Its tenant's mark.
+    pub mark: u32,
+    /// The egress IP of its namespace; without one, the address of its node.
+    pub expected: Ipv4Addr,
+    /// The name of its network namespace.
+    pub netns: &'a str,
+}
+
 /// An outside host with servers and a capture.
 #[derive(Debug)]
-pub struct Witness<'a> {
-    rig: &'a Rig,
+pub struct Witness {
     host: Ipv4Addr,
     tcp: TcpServer,
     udp: UdpServer,
@@ -93,27 +103,26 @@ pub struct Witness<'a> {
     next: u64,
 }
 
-impl<'a> Witness<'a> {
-    /// Starts the servers of a host.
-    pub fn start(rig: &'a Rig, host: &Outside) -> Result<Self> {
-        let netns = rig.netns(&host.name);
+impl Witness {
+    /// Starts the servers of a host: its network namespace by name, its address on `eth0`.
+    pub fn start(netns: &str, host: Ipv4Addr) -> Result<Self> {
+        let netns = Netns::open(netns)?;
         Ok(Self {
-            rig,
-            host: host.ip,
-            tcp: TcpServer::start(netns, SocketAddrV4::new(host.ip, 8000))?,
-            udp: UdpServer::start(netns, SocketAddrV4::new(host.ip, 8000))?,
-            capture: Capture::start(netns, "eth0")?,
+            host,
+            tcp: TcpServer::start(&netns, SocketAddrV4::new(host, 8000))?,
+            udp: UdpServer::start(&netns, SocketAddrV4::new(host, 8000))?,
+            capture: Capture::start(&netns, "eth0")?,
             next: 1,
         })
     }
 
     /// Lets a pod talk to the host, and looks.
-    pub fn observe(&mut self, pod: &Pod, protocol: Protocol) -> Result<Row> {
+    pub fn observe(&mut self, pod: &Talker<'_>, protocol: Protocol) -> Result<Row> {
         let id = self.next;
         self.next += 1;
         let before = self.capture.packets().len();
         let host = self.host;
-        let exchange = self.rig.netns(&pod.name).run(|| match protocol {
+        let exchange = Netns::open(pod.netns)?.run(|| match protocol {
             Protocol::Tcp => tcp_exchange(self.tcp.address(), id, BYTES.into()),
             Protocol::Udp => udp_exchange(self.udp.address(), id, DATAGRAM),
             Protocol::Ping => ping(host, id),
@@ -124,14 +133,12 @@ impl<'a> Witness<'a> {
             Protocol::Ping => None,
         };
         let seen = peer.map(|peer| *peer.ip()).or_else(|| self.first_packet(before, protocol, id));
-        let node =
-            if pod.node == self.rig.source.name { &self.rig.source } else { &self.rig.egress };
-        let expected = pod.egress_ip.unwrap_or(node.ip);
+        let Talker { pod, namespace, vnid, mark, expected, .. } = *pod;
         Ok(Row {
-            pod: pod.name.clone(),
-            namespace: pod.namespace.clone(),
-            vnid: pod.vnid,
-            mark: format!("{:#010x}", pod.mark()),
+            pod: pod.to_owned(),
+            namespace: namespace.to_owned(),
+            vnid,
+            mark: format!("{mark:#010x}"),
             protocol,
             expected,
             seen,
@@ -141,8 +148,7 @@ impl<'a> Witness<'a> {
     }
 
     /// Lets every pod talk in every way, one after the other.
-    pub fn observe_all(&mut self) -> Result<Vec<Row>> {
-        let pods = &self.rig.pods;
+    pub fn observe_all(&mut self, pods: &[Talker<'_>]) -> Result<Vec<Row>> {
         let exchanges = pods.iter().flat_map(|pod| Protocol::ALL.map(|protocol| (pod, protocol)));
         exchanges.map(|(pod, protocol)| self.observe(pod, protocol)).collect()
     }

@@ -71,7 +71,9 @@ fn pods_and_the_egress_node_reach_each_other() -> Result<()> {
 fn without_an_agent_no_pod_leaves_with_an_egress_ip() -> Result<()> {
     let rig = Rig::up()?;
     for host in &rig.outside {
-        for row in Witness::start(&rig, host)?.observe_all()? {
+        for row in
+            Witness::start(rig.netns(&host.name).name(), host.ip)?.observe_all(&rig.talkers())?
+        {
             let policy = rig.pod(&row.pod).egress_ip.is_some();
             assert_eq!(row.ok, !policy, "{row:?}");
             assert_eq!(
@@ -93,7 +95,9 @@ fn without_an_agent_no_pod_leaves_with_an_egress_ip() -> Result<()> {
 fn the_kernel_translates_by_mark_as_openshift_does() -> Result<()> {
     let rig = Rig::up_as(&format!("eg{}-k-", std::process::id()), Snat::Kernel)?;
     for host in &rig.outside {
-        for row in Witness::start(&rig, host)?.observe_all()? {
+        for row in
+            Witness::start(rig.netns(&host.name).name(), host.ip)?.observe_all(&rig.talkers())?
+        {
             assert!(row.ok, "{row:?}");
         }
     }
@@ -105,10 +109,11 @@ fn the_kernel_translates_by_mark_as_openshift_does() -> Result<()> {
 fn what_is_not_answered_is_still_seen() -> Result<()> {
     let rig = Rig::up()?;
     rig.netns(&rig.egress.name).nft("delete table ip nat")?;
-    let mut witness = Witness::start(&rig, &rig.outside[1])?;
+    let far = &rig.outside[1];
+    let mut witness = Witness::start(rig.netns(&far.name).name(), far.ip)?;
     let pod = rig.pod("egress-test-1");
     for protocol in Protocol::ALL {
-        let row = witness.observe(pod, protocol)?;
+        let row = witness.observe(&rig.talker(pod), protocol)?;
         assert_eq!((row.seen, row.ok), (Some(pod.ip), false), "{row:?}");
         assert!(row.failure.is_some(), "{row:?}");
     }

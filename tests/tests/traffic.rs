@@ -36,10 +36,10 @@ fn every_pod_is_seen_with_the_egress_ip_of_its_namespace() -> Result<()> {
     // Those without policy leave with their node's address: they come last, to keep the counters.
     for (pods, untranslated) in [(tenants, 0), (others, 1)] {
         for host in &rig.outside {
-            let mut witness = Witness::start(&rig, host)?;
+            let mut witness = Witness::start(rig.netns(&host.name).name(), host.ip)?;
             for pod in &pods {
                 for protocol in Protocol::ALL {
-                    let row = witness.observe(pod, protocol)?;
+                    let row = witness.observe(&rig.talker(pod), protocol)?;
                     assert!(row.ok, "{row:?} at {}", host.name);
                 }
             }

@@ -23,6 +23,7 @@ use crate::netlink::Link;
 pub struct ArpSocket {
     socket: UnixDatagram,
     link: String,
+    index: u32,
     mac: Mac,
 }
 
@@ -34,12 +35,17 @@ impl ArpSocket {
             bail!("{name} has no Ethernet address: nothing can be announced on it");
         };
         let socket = bound(link).with_context(|| format!("open an ARP socket on {name}"))?;
-        Ok(Self { socket, link: name.clone(), mac })
+        Ok(Self { socket, link: name.clone(), index: link.index, mac })
     }
 
     /// The Ethernet address of the link when the socket was opened.
     pub fn mac(&self) -> Mac {
         self.mac
+    }
+
+    /// Whether the link is still the one it was opened on, with the same address.
+    pub fn fits(&self, link: &Link) -> bool {
+        link.index == self.index && link.mac == Some(self.mac)
     }
 
     /// Broadcasts the packet. Error: the link is down or gone.

@@ -14,9 +14,12 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use egress_tests::{
     gateway::Gateway,
-    report::{Protocol, Row, Witness},
+    netns::Netns,
+    ovs::{self, OvsRig},
+    report::{Protocol, Row, Talker, Witness},
     rig::{self, FIXED_PREFIX, Rig, Snat},
 };
+use egress_user::ovs::Layout;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Shows the gateway at work: what the outside sees of each pod's TCP, UDP and ping.
@@ -25,6 +28,12 @@ struct Cli {
     /// One JSON object a line instead of the table.
     #[arg(long)]
     json: bool,
+    /// The notes' cluster with real Open vSwitch on both nodes, an agent on each.
+    #[arg(long, conflicts_with_all = ["keep", "without_agent"])]
+    ovs: bool,
+    /// With --ovs: the flows as releases before 4.8 have them.
+    #[arg(long, requires = "ovs")]
+    old: bool,
     /// Leave the rig and the agent standing, and say how to enter.
     #[arg(long)]
     keep: bool,
@@ -47,6 +56,9 @@ fn main() -> ExitCode {
 
 /// Whether all that the outside saw was right.
 fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
+    if cli.ovs {
+        return run_ovs(cli, interrupted);
+    }
     let own_prefix = format!("eg{}-", std::process::id());
     let prefix = if cli.keep { FIXED_PREFIX } else { &own_prefix };
     let mut rig = Rig::up_as(prefix, Snat::Node)?;
@@ -55,7 +67,9 @@ fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
         check(interrupted)?;
         agent = Some(Gateway::start(&rig)?);
     }
-    let rows = observe(&rig, interrupted)?;
+    let far = &rig.outside[1];
+    let witness = Witness::start(rig.netns(&far.name).name(), far.ip)?;
+    let rows = observe(witness, &rig.talkers(), interrupted)?;
     print(&rows, cli.json)?;
     let right = rows.iter().all(|row| row.ok);
     if !right && let Some(agent) = &agent {
@@ -73,11 +87,39 @@ fn run(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
     Ok(right)
 }
 
+/// The same with an agent on each of two nodes with Open vSwitch.
+fn run_ovs(cli: &Cli, interrupted: &AtomicBool) -> Result<bool> {
+    let rig = OvsRig::start(if cli.old { Layout::Old } else { Layout::New })?;
+    let [egress, source] =
+        [&rig.egress, &rig.source].map(|node| Netns::open(node.netns.name()).map(|n| (node, n)));
+    let nodes = [egress?, source?];
+    let mut agents = Vec::new();
+    for (node, netns) in &nodes {
+        check(interrupted)?;
+        agents.push(ovs::agent::start(node, netns)?);
+    }
+    let witness = Witness::start(rig.outside.name(), ovs::OUTSIDE)?;
+    let rows = observe(witness, &rig.talkers(), interrupted)?;
+    print(&rows, cli.json)?;
+    let right = rows.iter().all(|row| row.ok);
+    for agent in &mut agents {
+        if !right {
+            eprintln!("an agent's log:\n{}", agent.log());
+        }
+        let status = agent.stop()?;
+        ensure!(status.success(), "an agent left with {status}; its log:\n{}", agent.log());
+    }
+    Ok(right)
+}
+
 /// Sends all pods' traffic and looks at what arrived.
-fn observe(rig: &Rig, interrupted: &AtomicBool) -> Result<Vec<Row>> {
-    let mut witness = Witness::start(rig, &rig.outside[1])?;
+fn observe(
+    mut witness: Witness,
+    pods: &[Talker<'_>],
+    interrupted: &AtomicBool,
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for pod in &rig.pods {
+    for pod in pods {
         for protocol in Protocol::ALL {
             check(interrupted)?;
             rows.push(witness.observe(pod, protocol)?);

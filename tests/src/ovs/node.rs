@@ -6,8 +6,8 @@
 //!
 //! How the mark gets through: the userspace datapath loses pkt_mark where a packet leaves it. So
 //! `br0`'s port `tun0` is a patch port to `brm`, which writes the mark into the source MAC on the
-//! way to the tap `tunh`; there nft reads it back into skb->mark and forwards the packet to `tun0p`,
-//! whose veth peer is the device `tun0`. On `tun0`'s ingress, tc included, all is as with the kernel
+//! way to the tap `tunh`; there nft reads it back into skb->mark, mends the MAC and forwards the
+//! packet to `tun0p`, whose veth peer is the device `tun0`. On `tun0`'s ingress, tc included, all is as with the kernel
 //! datapath. OVSDB and the kernel each have a `tun0`, with the same MAC.
 //!
 //! Surprising: the kernel hears what arrives on Open vSwitch's veths too, and would answer; nft
@@ -191,9 +191,22 @@ impl Node {
         };
         chain("ens18", "");
         self.pods.iter().for_each(|pod| chain(&pod.device, ""));
-        chain("tunh", "@ll,48,16 0x02ee meta mark set @ll,64,32\nfwd to \"tun0p\"");
+        // The pods' MACs are made of their addresses: what the mark has overwritten comes back.
+        chain(
+            "tunh",
+            "@ll,48,16 0x02ee meta mark set @ll,64,32 @ll,64,32 set @nh,96,32 @ll,48,16 set 0x0a58\n\
+             fwd to \"tun0p\"",
+        );
         chain("tun0p", "fwd to \"tunh\"");
-        rules + "}\n"
+        // OPENSHIFT-MASQUERADE-2: what a pod sends to the outside leaves with the node's address.
+        rules
+            + &format!(
+                "}}\n\
+                 table ip openshift\ndelete table ip openshift\ntable ip openshift {{\n\
+                 chain leave {{\ntype nat hook postrouting priority 110\n\
+                 ip saddr {CLUSTER} ip daddr != {CLUSTER} oifname \"{}\" masquerade\n}}\n}}\n",
+                Self::UPLINK
+            )
     }
 }
 

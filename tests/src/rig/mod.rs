@@ -25,7 +25,10 @@ use anyhow::{Context as _, Result, bail};
 pub use description::Description;
 use topology::{Node, Outside, Pod};
 
-use crate::netns::{self, Netns};
+use crate::{
+    netns::{self, Netns},
+    report::Talker,
+};
 
 /// The prefix of `rig up`, of which there is one on a machine.
 pub const FIXED_PREFIX: &str = "egress-";
@@ -195,6 +198,26 @@ impl Rig {
             panic!("the rig has no pod {name}")
         };
         pod
+    }
+
+    /// The pod as one that talks.
+    #[must_use]
+    pub fn talker<'a>(&'a self, pod: &'a Pod) -> Talker<'a> {
+        let node = if pod.node == self.source.name { &self.source } else { &self.egress };
+        Talker {
+            pod: &pod.name,
+            namespace: &pod.namespace,
+            vnid: pod.vnid,
+            mark: pod.mark(),
+            expected: pod.egress_ip.unwrap_or(node.ip),
+            netns: self.netns(&pod.name).name(),
+        }
+    }
+
+    /// All pods, as ones that talk.
+    #[must_use]
+    pub fn talkers(&self) -> Vec<Talker<'_>> {
+        self.pods.iter().map(|pod| self.talker(pod)).collect()
     }
 
     /// Leaves the rig standing after this value is dropped; [`down`] removes it.
