@@ -62,6 +62,8 @@ pub struct Config {
     /// 1: big packets (GSO) may be taken out of their tunnel on the uplink.
     pub unwrap_gso: u8,
     pub pad: [u8; 2],
+    /// A random number, written into a translated packet's control block for the guard to see.
+    pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.
     pub tunnel: u32,
     /// Interface of the gateway device; 0: none.

@@ -207,6 +207,11 @@ pub fn remove_reply_pair<T: Tables>(
 /// the programs too, for the sake of their stack.
 #[inline(always)]
 fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
+    // Known nodes only (an established flow's node was known when it began).
+    let node = scratch.origin.node;
+    if node != [0; 4] && !tables.is_node(node) {
+        return Err(Reason::UnknownNode);
+    }
     scratch.tag = tables.random();
     lease(tables, context, scratch)?;
     enter(tables, context, scratch)

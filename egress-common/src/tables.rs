@@ -25,6 +25,9 @@ pub trait Tables {
     /// The slot whose egress IP this is.
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32>;
 
+    /// Whether a tunnel source is a node of the cluster.
+    fn is_node(&self, address: [u8; 4]) -> bool;
+
     fn original(&self, key: &OriginalKey) -> Option<&OriginalFlow>;
     fn reply(&self, key: &ReplyKey) -> Option<&ReplyFlow>;
     /// Only if the key is not there yet.

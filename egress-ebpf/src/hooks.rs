@@ -118,6 +118,7 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
         _ => {
             let translation = &scratch.translation;
             skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
+            skb.stamp(config.stamp);
             skb.apply(&translation.rewrite)?;
             count_path(path);
             count_original(skb, translation);
@@ -229,10 +230,13 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
-    skb.pull::<{ ETH_LEN + 60 }>();
-    let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
+    if skb.is_stamped(config.stamp) {
+        return Ok(act::PASS);
+    }
+    skb.pull::<{ ETH_LEN + 60 }>();
+    let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
     let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Err(Reason::Malformed) };
     if config.is_untouched(ip.destination) || leaves_translated(ip.source, vnid, &maps)? {
         return Ok(act::PASS);

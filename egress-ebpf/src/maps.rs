@@ -135,6 +135,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn is_node(&self, address: [u8; 4]) -> bool {
+        is_node(address)
+    }
+
+    #[inline(always)]
     fn original(&self, key: &OriginalKey) -> Option<&OriginalFlow> {
         // SAFETY: shared fields are single words; reuse is the engine's to notice (module header).
         unsafe { FLOWS_ORIGINAL.get(key) }.map(|shared| &shared.0)

@@ -125,6 +125,23 @@ impl Skb {
         unsafe { (*self.skb).mark = mark };
     }
 
+    /// Leaves word for the guard that this packet was translated: the control block travels with it
+    /// through a redirect. The word is a random number of this node's, so nobody else writes it.
+    #[inline(always)]
+    pub fn stamp(&self, stamp: [u32; 2]) {
+        // SAFETY: writable fields of the program's own context.
+        unsafe {
+            (*self.skb).cb[0] = stamp[0];
+            (*self.skb).cb[1] = stamp[1];
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_stamped(&self, stamp: [u32; 2]) -> bool {
+        // SAFETY: fields of the program's own context.
+        unsafe { (*self.skb).cb[0] == stamp[0] && (*self.skb).cb[1] == stamp[1] }
+    }
+
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: a field of the program's own context.

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_FIXED_GSO,
 };
 use egress_common::{
-    abi::{BEAT, Config, Path},
+    abi::{BEAT, Config, Path, data_path},
     checksum::{finish, sum},
     flow::Scratch,
     mark::mark,
@@ -24,7 +24,7 @@ use egress_common::{
 
 use crate::{
     hooks::{ask_original, count_original, counted, said, send},
-    maps::{Maps, count_path, count_reason, is_node, node_hop},
+    maps::{Maps, count_path, node_hop},
     tc::{ETH_LEN, Skb, act, layout, mac_bytes},
 };
 
@@ -41,10 +41,8 @@ const PLAIN_VXLAN: [u8; 4] = [0x08, 0, 0, 0];
 /// A packet for this node: VXLAN of a tenant with a policy is translated at once, all else passes.
 #[inline(always)]
 pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32, Reason> {
-    match recognise(skb, config, scratch) {
-        said::TRANSLATE => {}
-        said::DROP => return Ok(act::DROP),
-        _ => return Ok(act::PASS),
+    if config.data_path == data_path::STACK || recognise(skb, config, scratch) != said::TRANSLATE {
+        return Ok(act::PASS);
     }
     match ask_original::<INNER>(skb, scratch) {
         said::DROP => Ok(act::DROP),
@@ -52,6 +50,7 @@ pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32,
             let translation = &scratch.translation;
             skb.adjust_room(-(OUTER_LEN as i32), 0)?;
             skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
+            skb.stamp(config.stamp);
             skb.apply(&translation.rewrite)?;
             count_path(Path::Underlay);
             count_original(skb, translation);
@@ -62,8 +61,8 @@ pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32,
     }
 }
 
-/// Whether this is plain VXLAN of a tenant with a policy; `scratch.origin` then says whose. A
-/// function of its own for the sake of the stack.
+/// Whether this is plain VXLAN; `scratch.origin` then says whose. A function of its own for the
+/// sake of the stack.
 ///
 /// A UDP checksum is not verified, as RFC 7348, section 5 allows: the inner packet has its own.
 #[inline(never)]
@@ -95,15 +94,7 @@ fn recognise(skb: &Skb, config: &Config, scratch: &mut Scratch) -> u32 {
         return said::PASS;
     }
     let vnid = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
-    let maps = Maps { context: skb.context() };
-    if maps.policy(vnid).is_none() {
-        return said::PASS;
-    }
     let node = [outer[12], outer[13], outer[14], outer[15]];
-    if !is_node(node) {
-        count_reason(Reason::UnknownNode);
-        return said::DROP;
-    }
     let Some(macs) = skb.macs_back(INNER_ETH) else { return said::PASS };
     scratch.origin = Origin { vnid, node, ifindex: config.tunnel, macs, hop: Hop::Program };
     said::TRANSLATE

@@ -277,14 +277,14 @@ impl Agent {
     }
 
     fn fill_maps(&mut self, plan: &Plan) -> Result<()> {
-        let generation = maps::next_hop_generation(&self.maps)?.max(1);
+        let held = maps::settings(&self.maps)?;
         let config = tables::config(&tables::Node {
             config: &self.config,
             objects: &self.objects,
             identity: &self.identity,
             devices: &self.devices,
             ovs: self.ovs_facts.as_ref(),
-            generation,
+            held: &held,
         })?;
         maps::configure(&mut self.maps, &config)?;
         let desired = tables::desired(plan, &self.objects, &self.identity);
@@ -401,10 +401,9 @@ impl Agent {
 
     /// Cached next hops lapse: a route, a neighbour or a link changed.
     fn renew_next_hops(&mut self) {
-        let renewed = maps::next_hop_generation(&self.maps).and_then(|generation| {
-            let mut config = self.maps.config.get(&0, 0).context("read the map config")?.0;
+        let renewed = maps::settings(&self.maps).and_then(|mut config| {
             // 0 stands for no generation.
-            config.next_hop_generation = generation.wrapping_add(1).max(1);
+            config.next_hop_generation = config.next_hop_generation.wrapping_add(1).max(1);
             maps::configure(&mut self.maps, &config)
         });
         if let Err(error) = renewed {

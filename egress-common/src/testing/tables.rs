@@ -103,6 +103,10 @@ impl MemoryTables {
 }
 
 impl Tables for MemoryTables {
+    fn is_node(&self, _address: [u8; 4]) -> bool {
+        true
+    }
+
     fn config(&self) -> Option<&Config> {
         self.config.as_ref()
     }

@@ -54,17 +54,16 @@ pub struct Changed {
 
 /// Writes the settings if they differ, keeping the next hops' generation unless it is raised.
 pub fn configure(maps: &mut Maps, config: &Config) -> Result<bool> {
-    let held = maps.config.get(&0, 0).context("read the map config")?.0;
-    if held == *config {
+    if settings(maps)? == *config {
         return Ok(false);
     }
     maps.config.set(0, Plain(*config), 0).context("write the map config")?;
     Ok(true)
 }
 
-/// The generation of cached next hops that the maps hold; 0 in maps just made.
-pub fn next_hop_generation(maps: &Maps) -> Result<u32> {
-    Ok(maps.config.get(&0, 0).context("read the map config")?.0.next_hop_generation)
+/// The settings that the maps hold; all zero in maps just made.
+pub fn settings(maps: &Maps) -> Result<Config> {
+    Ok(maps.config.get(&0, 0).context("read the map config")?.0)
 }
 
 /// Makes policies, egress IPs and nodes what they shall be. Nodes first: a policy is of no use
