@@ -188,6 +188,7 @@ fn encapsulate(skb: &Skb, config: &Config, way: &Way) -> Result<i32, Reason> {
     skb.write(INNER_ETH, mac_bytes(way.macs))?;
     skb.write(INNER_ETH + 12, [0x08, 0x00])?;
     skb.set_mark(0);
+    skb.stamp(config.stamp);
     count_path(Path::ReplyUnderlay);
     if beat || hop.generation != config.next_hop_generation {
         return Ok(skb.redirect_to_neighbour(config.uplink));
