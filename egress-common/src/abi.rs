@@ -188,7 +188,7 @@ pub struct OriginalFlow {
     pub hop: NextHop,
     pub slot: u32,
     /// Where the pod's packets come from: see [`ReplyFlow::node`].
-    pub node: [u8; 4],
+    pub node: Cell<[u8; 4]>,
     /// The same number in both entries of a flow: tells a reused entry from the one meant.
     pub tag: u32,
     pub pad2: u32,
@@ -207,11 +207,11 @@ pub struct ReplyFlow {
     pub vnid: u32,
     pub slot: u32,
     /// The node whose tunnel the pod is behind; all zero: the pod is behind `ifindex`.
-    pub node: [u8; 4],
-    /// The device the pod's packets arrived on.
-    pub ifindex: u32,
+    pub node: Cell<[u8; 4]>,
+    /// The device the pod's packets arrived on; 0 without a node: the stack knows the way.
+    pub ifindex: Cell<u32>,
     /// The inner link-layer addresses of the way back: the pod's, then the gateway's.
-    pub macs: MacWords,
+    pub macs: Cell<MacWords>,
     pub tag: u32,
     pub life: Life,
     pub packets: Cell<u64>,
@@ -306,23 +306,6 @@ pub struct Claim {
     pub tag: u32,
 }
 
-/// A pod whose marked packets go through the stack: the key of the `origins` map.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct StackOriginKey {
-    pub pod: [u8; 4],
-    pub vnid: u32,
-}
-
-/// Where such a pod's packets came in: as [`ReplyFlow`] keeps it.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct StackOrigin {
-    pub node: [u8; 4],
-    pub ifindex: u32,
-    pub macs: MacWords,
-}
-
 /// What a policy's packets came to, by slot and CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -364,10 +347,12 @@ pub enum Path {
     ReplyUnderlay = 5,
     /// Replies handed to the gateway device.
     ReplyGateway = 6,
+    /// Replies left to the stack.
+    ReplyStack = 7,
 }
 
 impl Path {
-    pub const ALL: [(Self, &'static str); 7] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Underlay, "underlay"),
         (Self::Tunnel, "tunnel"),
         (Self::Gateway, "gateway"),
@@ -375,6 +360,7 @@ impl Path {
         (Self::ReplyTunnel, "reply_tunnel"),
         (Self::ReplyUnderlay, "reply_underlay"),
         (Self::ReplyGateway, "reply_gateway"),
+        (Self::ReplyStack, "reply_stack"),
     ];
 }
 

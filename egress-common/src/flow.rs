@@ -65,10 +65,13 @@ pub fn find_or_create<T: Tables>(
     };
     // A flow outlives a change of its policy that leaves it its address. Comparing with the slot's
     // also means that an element reused under our eyes cannot lend us another tenant's address.
-    if flow.egress_ip != context.slot.egress_ip || flow.node != scratch.origin.node {
-        // The tenant's address changed, or the pod did: this flow ends, and the packet begins one.
+    if flow.egress_ip != context.slot.egress_ip {
+        // The tenant's address changed: this flow ends, and the packet begins one.
         remove_pair(tables, flow, scratch);
         return create(tables, context, scratch);
+    }
+    if flow.node.get() != scratch.origin.node {
+        move_home(tables, flow, scratch)?;
     }
     if context.flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         reopen(tables, context.now, flow, scratch);
@@ -87,6 +90,33 @@ pub fn count(packets: &Cell<u64>, bytes: &Cell<u64>, by: u64) {
     // per-CPU counters.
     packets.set(packets.get() + 1);
     bytes.set(bytes.get() + by);
+}
+
+/// The pod's packets come another way than before: it moved, or the data path was switched. Its
+/// replies follow.
+#[inline(never)]
+fn move_home<T: Tables>(
+    tables: &T,
+    flow: &OriginalFlow,
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    known_node(tables, scratch.origin.node)?;
+    scratch.lease = reply_key(&scratch.key, flow);
+    if let Some(reply) = tables.reply(&scratch.lease)
+        && reply.tag == flow.tag
+    {
+        reply.node.set(scratch.origin.node);
+        reply.ifindex.set(scratch.origin.ifindex);
+        reply.macs.set(scratch.origin.macs);
+    }
+    flow.node.set(scratch.origin.node);
+    Ok(())
+}
+
+/// Tunnel sources are nodes of the cluster. Asked when a flow begins or moves.
+#[inline(always)]
+fn known_node<T: Tables>(tables: &T, node: [u8; 4]) -> Result<(), Reason> {
+    if node == [0; 4] || tables.is_node(node) { Ok(()) } else { Err(Reason::UnknownNode) }
 }
 
 /// A new SYN on a closed flow reopens it (RFC 9293, section 3.6.1): both halves start afresh.
@@ -207,11 +237,7 @@ pub fn remove_reply_pair<T: Tables>(
 /// the programs too, for the sake of their stack.
 #[inline(always)]
 fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
-    // Known nodes only (an established flow's node was known when it began).
-    let node = scratch.origin.node;
-    if node != [0; 4] && !tables.is_node(node) {
-        return Err(Reason::UnknownNode);
-    }
+    known_node(tables, scratch.origin.node)?;
     scratch.tag = tables.random();
     lease(tables, context, scratch)?;
     enter(tables, context, scratch)
@@ -227,7 +253,7 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         egress_port: scratch.lease.egress_port,
         hop: NextHop::new(scratch.macs, generation),
         slot: scratch.translation.slot,
-        node: scratch.origin.node,
+        node: scratch.origin.node.into(),
         tag: scratch.tag,
         life: Life::new(context.now, context.flags),
         packets: 1.into(),
@@ -270,9 +296,9 @@ fn lease<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         pod_port: key.pod_port,
         vnid: origin.vnid,
         slot: scratch.translation.slot,
-        node: origin.node,
-        ifindex: origin.ifindex,
-        macs: origin.macs,
+        node: origin.node.into(),
+        ifindex: origin.ifindex.into(),
+        macs: origin.macs.into(),
         tag: scratch.tag,
         life: Life::new(context.now, 0),
         pad: 0,
@@ -336,13 +362,13 @@ fn lease_port<T: Tables>(
 /// The way of a reply to its pod.
 #[inline(always)]
 pub fn way_back(flow: &ReplyFlow) -> Way {
-    let by = if flow.node != [0; 4] {
+    let (node, ifindex) = (flow.node.get(), flow.ifindex.get());
+    let by = if node != [0; 4] {
         By::Tunnel
-    } else if flow.ifindex != 0 {
+    } else if ifindex != 0 {
         By::Link
     } else {
         By::Stack
     };
-    let ReplyFlow { ifindex, macs, vnid, node, tag, .. } = *flow;
-    Way { by, ifindex, macs, vnid, node, entropy: tag }
+    Way { by, ifindex, macs: flow.macs.get(), vnid: flow.vnid, node, entropy: flow.tag }
 }

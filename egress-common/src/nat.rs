@@ -230,7 +230,10 @@ pub fn translate_reply<P: Packet, T: Tables>(
     if slot.vnid != flow.vnid || slot.action != action::SNAT || slot.egress_ip != ip.destination {
         return Err(Reason::PolicyGone);
     }
-    if ip.ttl <= 1 {
+    let way = way_back(flow);
+    // What the stack carries on is the stack's to count down.
+    let hop = if way.by == By::Stack { Hop::Stack } else { Hop::Program };
+    if hop == Hop::Program && ip.ttl <= 1 {
         scratch.answer = Answer::time_exceeded(ip.destination);
         return Ok(Verdict::Answer);
     }
@@ -239,8 +242,8 @@ pub fn translate_reply<P: Packet, T: Tables>(
     let transport = transport.ok_or(Reason::Malformed)?;
     let pod = (flow.pod, flow.pod_port);
     scratch.translation = Translation {
-        rewrite: rewrite(&ip, transport, Side::Destination, pod, Hop::Program)?,
-        way: way_back(flow),
+        rewrite: rewrite(&ip, transport, Side::Destination, pod, hop)?,
+        way,
         slot: flow.slot,
     };
     Ok(Verdict::Translate)

@@ -1,7 +1,7 @@
 //! What each tc hook does with a packet: ask the engine, do what it says, count.
 use aya_ebpf::programs::TcContext;
 use egress_common::{
-    abi::{Path, StackOrigin, StackOriginKey, data_path},
+    abi::{Path, data_path},
     answer,
     flow::Scratch,
     mark::{mark, vnid_of_mark},
@@ -17,8 +17,7 @@ use egress_common::{
 
 use crate::{
     maps::{
-        Maps, count_path, count_reason, is_node, may_answer, remember_origin, scratch,
-        slot_counters, stack_origin, vnid_of_pod,
+        Maps, count_path, count_reason, is_node, may_answer, scratch, slot_counters, vnid_of_pod,
     },
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
@@ -179,11 +178,8 @@ fn mark_for_stack(skb: &Skb, origin: &Origin) -> i32 {
     if maps.policy(origin.vnid).is_none() || config.is_untouched(ip.destination) {
         return act::PASS;
     }
-    let key = StackOriginKey { pod: ip.source, vnid: origin.vnid };
-    let Origin { node, ifindex, macs, .. } = *origin;
-    remember_origin(&key, &StackOrigin { node, ifindex, macs });
     skb.set_mark(mark(origin.vnid, config.masquerade_bit, layout(config)));
-    if node != [0; 4] {
+    if origin.node != [0; 4] {
         skb.make_ours();
     }
     act::PASS
@@ -215,10 +211,10 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
             if translation.way.by == By::Tunnel && underlay::carries(skb, config) {
                 return Ok(underlay::transmit(skb, config, &translation.way));
             }
-            count_path(if translation.way.by == By::Link {
-                Path::ReplyGateway
-            } else {
-                Path::ReplyTunnel
+            count_path(match translation.way.by {
+                By::Link => Path::ReplyGateway,
+                By::Stack => Path::ReplyStack,
+                _ => Path::ReplyTunnel,
             });
             Ok(send(skb, &translation.way))
         }
@@ -241,13 +237,9 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     if config.is_untouched(ip.destination) || leaves_translated(ip.source, vnid, &maps)? {
         return Ok(act::PASS);
     }
-    let key = StackOriginKey { pod: ip.source, vnid };
-    let known =
-        stack_origin(&key).unwrap_or(StackOrigin { node: [0; 4], ifindex: 0, macs: [0; 3] });
-    let StackOrigin { node, ifindex, macs } = known;
-    let origin = Origin { vnid, node, ifindex, macs, hop: Hop::Stack };
     let scratch = scratch().ok_or(Reason::NotReady)?;
-    scratch.origin = origin;
+    // Replies go back through the stack too: a stateful filter there sees both directions.
+    scratch.origin = Origin { vnid, hop: Hop::Stack, ..Origin::default() };
     match ask_original::<ETH_LEN>(skb, scratch) {
         said::PASS | said::ANSWER => Err(Reason::Untranslated),
         said::DROP => Ok(act::DROP),

@@ -4,7 +4,7 @@
 //! preallocated hash maps are reused at once after a delete: a held pointer stays readable but may
 //! have become another flow, which is why the engine compares what it reads with the slot.
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup},
+    bindings::{BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup},
     helpers::generated as kernel,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use egress_common::{
     abi::{
         Claim, Config, MacWords, NodeHop, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey,
-        Slot, SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
+        Slot, SlotCounters, TICK_SHIFT,
     },
     flow::Scratch,
     reason::{REASON_COUNT, Reason},
@@ -56,9 +56,6 @@ static EGRESS_IPS: HashMap<[u8; 4], u32> = HashMap::pinned(SLOTS, 0);
 static FLOWS_ORIGINAL: HashMap<OriginalKey, Shared<OriginalFlow>> = HashMap::pinned(FLOWS, 0);
 #[map(name = "flows_reply")]
 static FLOWS_REPLY: HashMap<ReplyKey, Shared<ReplyFlow>> = HashMap::pinned(FLOWS, 0);
-/// Where marked packets came from, for flows that begin behind the stack.
-#[map(name = "origins")]
-static ORIGINS: LruHashMap<StackOriginKey, StackOrigin> = LruHashMap::pinned(65536, 0);
 /// Expired flows whose removal has begun.
 #[map(name = "claims")]
 static CLAIMS: LruHashMap<Claim, u32> = LruHashMap::pinned(4096, 0);
@@ -243,18 +240,6 @@ pub fn node_hop(node: [u8; 4]) -> Option<&'static mut NodeHop> {
 pub fn vnid_of_pod(address: [u8; 4]) -> Option<u32> {
     // SAFETY: the value is one word, read at once.
     unsafe { PODS.get(address) }.copied()
-}
-
-#[inline(always)]
-pub fn remember_origin(key: &StackOriginKey, origin: &StackOrigin) {
-    // Full does not happen in an LRU map; a lost note costs a way back through the stack.
-    let _ = ORIGINS.insert(key, origin, u64::from(BPF_ANY));
-}
-
-#[inline(always)]
-pub fn stack_origin(key: &StackOriginKey) -> Option<StackOrigin> {
-    // SAFETY: a torn read can only mix two notes about the same pod.
-    unsafe { ORIGINS.get(key) }.copied()
 }
 
 #[inline(always)]
