@@ -18,11 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    arp::{
-        probe::{Occupancy, probe},
-        socket::ArpSocket,
-    },
-    bpf::{DataPlane, Maps, Sizes},
+    arp::socket::ArpSocket,
+    bpf::{DataPlane, Maps, Sizes, fit},
     condition::{Condition, Reason},
     config::AgentConfig,
     identity::Identity,
@@ -32,17 +29,22 @@ use crate::{
     plan::{Facts, Health, Mode, OvsPorts, Plan, Previous, plan},
     reconcile::{
         addresses::{self, Outcome},
-        announce::{AnnounceSettings, Schedule, announce},
-        attachments, flows, maps,
+        announce::Schedule,
+        attachments, flows,
+        maps::{self, Dropped},
     },
-    source::watch::Watched,
+    source::{files::Input, watch::Watched},
     sweep::sweep,
 };
 
+mod claims;
+pub mod lock;
 mod node;
+mod reload;
 pub mod status;
 mod tables;
 
+use lock::Lock;
 use node::Devices;
 use status::{Status, StatusFile};
 
@@ -53,11 +55,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow tables.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// How the agent was called.
+/// Where the agent works.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub files: Vec<PathBuf>,
-    pub config: Option<PathBuf>,
     pub bpffs: PathBuf,
     /// Where the agent writes what it knows, and what is its own: gone with the next boot.
     pub run_dir: PathBuf,
@@ -83,28 +83,37 @@ struct Agent {
     /// Unlabelled addresses of ours.
     owned: BTreeSet<Ipv4Addr>,
     conflicts: BTreeSet<Ipv4Addr>,
+    /// Why the files as they are now cannot be taken over.
+    unread: Option<Condition>,
+    /// Changed settings that only a restart takes over.
+    waiting: Option<Condition>,
+    /// Every program runs where it belongs.
+    attached: bool,
     status: StatusFile,
+    /// Held as long as the agent runs.
+    _lock: Lock,
 }
 
 /// Runs until SIGTERM or SIGINT, then leaves in order.
 ///
 /// # Errors
-/// What makes a start impossible; everything later is a condition, logged and tried again.
-pub async fn run(settings: Settings) -> Result<()> {
+/// What makes a start impossible, before anything of the node is changed; everything later is a
+/// condition, logged and tried again.
+pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<()> {
     let mut stop = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut subscription = Subscription::open()?;
-    let mut agent = Agent::start(settings).await?;
+    let mut agent = Agent::start(settings, watched, input).await?;
     agent.round().await;
-    info!("ready: node {} on {}", agent.identity.name, agent.identity.uplink.name);
-    // Without a supervisor nobody listens, and that is all right.
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!("tell the supervisor that the agent is ready: {error}");
-    }
+    let mut ready = false;
     let mut look = ticker(LOOK);
     let mut resync = ticker(RESYNC);
     let mut sweeping = ticker(SWEEP);
     loop {
+        if agent.attached && !ready {
+            ready = true;
+            agent.tell_ready();
+        }
         let wake = agent.announce_due().await;
         tokio::select! {
             _ = stop.recv() => break,
@@ -112,6 +121,9 @@ pub async fn run(settings: Settings) -> Result<()> {
             changes = subscription.next() => {
                 if changes.routes || changes.links || changes.neighbours {
                     agent.renew_next_hops();
+                }
+                if changes.links {
+                    agent.find_devices().await;
                 }
                 if changes.addresses || changes.links {
                     agent.round().await;
@@ -152,26 +164,21 @@ async fn ovs_differs(watch: &mut Option<Watch>, held: Option<u32>) -> Option<u32
 }
 
 impl Agent {
-    async fn start(settings: Settings) -> Result<Self> {
-        let mut watched = Watched::new(&settings.files, settings.config.as_deref());
-        let input = watched.read()?;
+    /// Everything that can fail without a trace comes before the programs and maps.
+    async fn start(settings: Settings, watched: Watched, input: Input) -> Result<Self> {
         let config = input.config.unwrap_or_default();
-        for warning in config.warnings() {
-            warn!("{warning}");
-        }
+        reload::warn_of(&config);
+        fit::check_privileges()?;
         let netlink = Netlink::open()?;
         let identity = node::identify(&netlink, &config).await?;
         let devices = node::devices(&netlink, &config).await?;
+        tables::networks(&config, &input.objects)?;
+        let lock = Lock::take(&settings.run_dir)?;
         let sizes = Sizes { flows: config.flows.max, policies: config.policies.max };
         let data_plane = DataPlane::load(&settings.bpffs, sizes)?;
         let maps = data_plane.maps()?;
         let ovs = node::ovs(&config);
-        let status = StatusFile::open(&settings.run_dir)?;
-        let announce = AnnounceSettings {
-            burst: config.announce.burst,
-            interval: config.announce.interval,
-            refresh: config.announce.refresh,
-        };
+        let status = StatusFile::new(&settings.run_dir);
         Ok(Self {
             owned: status.owned(),
             status,
@@ -180,7 +187,7 @@ impl Agent {
             ovs_facts: None,
             ovs_held: None,
             arp: None,
-            schedule: Schedule::new(announce),
+            schedule: Schedule::new(node::announcing(&config)),
             conflicts: BTreeSet::new(),
             watched,
             config,
@@ -190,12 +197,25 @@ impl Agent {
             netlink,
             data_plane,
             maps,
+            unread: None,
+            waiting: None,
+            attached: false,
+            _lock: lock,
         })
+    }
+
+    fn tell_ready(&self) {
+        info!("ready: node {} on {}", self.identity.name, self.identity.uplink.name);
+        // Without a supervisor nobody listens, and that is all right.
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            warn!("tell the supervisor that the agent is ready: {error}");
+        }
     }
 
     /// One whole round. What fails is a condition; the rest goes on.
     async fn round(&mut self) {
-        let mut conditions = Vec::new();
+        let mut conditions: Vec<Condition> =
+            self.unread.iter().chain(&self.waiting).cloned().collect();
         self.observe_ovs(&mut conditions).await;
         let mut plan = self.plan();
         if let Err(error) = self.fill_maps(&plan) {
@@ -212,8 +232,9 @@ impl Agent {
         }
         self.claim_addresses(&plan, &mut conditions).await;
         self.program_flows(&plan, &mut conditions).await;
-        if let Err(error) = self.fill_maps(&plan) {
-            conditions.push(failed("Agent/maps", &error));
+        match self.fill_maps(&plan) {
+            Ok(dropped) => conditions.extend(tables::dropped(&dropped, &self.config)),
+            Err(error) => conditions.push(failed("Agent/maps", &error)),
         }
         conditions.extend(plan.conditions.iter().cloned());
         conditions.sort();
@@ -261,7 +282,15 @@ impl Agent {
         }
     }
 
-    fn fill_maps(&mut self, plan: &Plan) -> Result<()> {
+    /// Settings that cannot be written stay as they were; who gets what is written all the same.
+    fn fill_maps(&mut self, plan: &Plan) -> Result<Dropped> {
+        let configured = self.configure();
+        let desired = tables::desired(plan, &self.objects, &self.identity);
+        let dropped = maps::reconcile(&mut self.maps, &desired)?;
+        configured.map(|()| dropped)
+    }
+
+    fn configure(&mut self) -> Result<()> {
         let generation = maps::next_hop_generation(&self.maps)?.max(1);
         let config = tables::config(&tables::Node {
             config: &self.config,
@@ -272,18 +301,18 @@ impl Agent {
             generation,
         })?;
         maps::configure(&mut self.maps, &config)?;
-        let desired = tables::desired(plan, &self.objects, &self.identity);
-        maps::reconcile(&mut self.maps, &desired)?;
         Ok(())
     }
 
     fn attach(&mut self, conditions: &mut Vec<Condition>) {
         let places = self.places();
+        self.attached = true;
         for ((hook, interface), outcome) in attachments::reconcile(&mut self.data_plane, &places) {
             match outcome {
                 attachments::Outcome::Attached => info!("attached {hook} to {interface}"),
                 attachments::Outcome::Present => {}
                 attachments::Outcome::Failed(error) => {
+                    self.attached = false;
                     conditions.push(failed(&format!("Device/{interface}"), &error));
                 }
             }
@@ -299,65 +328,6 @@ impl Agent {
 
     fn places(&self) -> Vec<attachments::Place> {
         self.devices.places(&self.identity)
-    }
-
-    async fn probe(&mut self, plan: &Plan) -> Result<()> {
-        self.open_arp()?;
-        if !self.config.announce.probe {
-            return Ok(());
-        }
-        let desired = tables::addresses(plan, &self.identity);
-        let missing = addresses::missing(&self.netlink, &self.identity.uplink, &desired).await?;
-        let Some(arp) = self.arp.as_ref().filter(|_| !missing.is_empty()) else { return Ok(()) };
-        for (ip, occupancy) in probe(arp, &missing).await? {
-            if let Occupancy::TakenBy(_) = occupancy {
-                self.conflicts.insert(ip);
-            }
-        }
-        Ok(())
-    }
-
-    fn open_arp(&mut self) -> Result<()> {
-        let link = &self.identity.uplink;
-        if self.arp.as_ref().is_none_or(|arp| Some(arp.mac()) != link.mac) {
-            self.arp = Some(ArpSocket::open(link)?);
-        }
-        Ok(())
-    }
-
-    async fn claim_addresses(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
-        let desired = tables::addresses(plan, &self.identity);
-        let Self { netlink, identity, owned, .. } = self;
-        let outcomes =
-            addresses::reconcile(netlink, &identity.uplink, identity.ip, &desired, owned).await;
-        let outcomes = match outcomes {
-            Ok(outcomes) => outcomes,
-            Err(error) => return conditions.push(failed("Agent/addresses", &error)),
-        };
-        self.status.own(&self.owned);
-        let now = Instant::now();
-        let mut held = BTreeSet::new();
-        let mut added = Vec::new();
-        for (ip, outcome) in outcomes {
-            match outcome {
-                Outcome::Added => {
-                    info!("claimed {ip} on {}", self.identity.uplink.name);
-                    added.push(ip);
-                    held.insert(ip);
-                }
-                Outcome::Present | Outcome::PreExisting => {
-                    held.insert(ip);
-                }
-                Outcome::Removed => info!("released {ip}"),
-                Outcome::Failed(error) => {
-                    conditions.push(failed(&format!("Address/{ip}"), &error));
-                }
-            }
-        }
-        self.schedule.hold(&held, now);
-        for ip in added {
-            self.schedule.restart(ip, now);
-        }
     }
 
     async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
@@ -400,33 +370,9 @@ impl Agent {
         }
     }
 
-    /// Announces what is due; returns when the next turn is.
-    async fn announce_due(&mut self) -> Option<Instant> {
-        let due = self.schedule.due(Instant::now());
-        if let Some(arp) = &self.arp {
-            for ip in due.addresses {
-                if let Err(error) = announce(arp, ip).await {
-                    warn!("{error:#}");
-                }
-            }
-        }
-        due.wake
-    }
-
     /// The cheap look: files, attached programs, devices that came or went.
     async fn look(&mut self) {
-        let mut wanted = false;
-        match self.watched.changed() {
-            Ok(None) => {}
-            Ok(Some(input)) => {
-                info!("objects changed");
-                self.objects = input.objects;
-                self.conflicts.clear();
-                wanted = true;
-            }
-            // The old objects hold until the files can be read again.
-            Err(error) => warn!("keep the objects as they were: {error:#}"),
-        }
+        let mut wanted = self.reload();
         for (hook, interface) in self.places() {
             wanted |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
         }
@@ -442,11 +388,15 @@ impl Agent {
             Ok(identity) => self.identity = identity,
             Err(error) => warn!("{error:#}"),
         }
+        self.find_devices().await;
+        self.round().await;
+    }
+
+    async fn find_devices(&mut self) {
         match node::devices(&self.netlink, &self.config).await {
             Ok(devices) => self.devices = devices,
             Err(error) => warn!("{error:#}"),
         }
-        self.round().await;
     }
 
     /// Cached next hops lapse: a route, a neighbour or a link changed.
