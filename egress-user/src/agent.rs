@@ -363,7 +363,7 @@ impl Agent {
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
         let status = Status::new(&self.identity, plan, conditions, &self.places());
         for condition in self.status.news(&status) {
-            warn!("{} {:?}: {}", condition.object, condition.reason, condition.message);
+            warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }
         if let Err(error) = self.status.write(&status) {
             error!("{error:#}");
