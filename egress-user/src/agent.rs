@@ -18,7 +18,10 @@ use tokio::{
 };
 
 use crate::{
-    arp::socket::ArpSocket,
+    arp::{
+        probe::{Occupancy, probe},
+        socket::ArpSocket,
+    },
     bpf::{DataPlane, Maps, Sizes, fit},
     condition::{Condition, Reason},
     config::AgentConfig,
@@ -29,7 +32,7 @@ use crate::{
     plan::{Facts, Health, Mode, OvsPorts, Plan, Previous, plan},
     reconcile::{
         addresses::{self, Outcome},
-        announce::Schedule,
+        announce::{Schedule, announce},
         attachments, flows,
         maps::{self, Dropped},
     },
@@ -37,7 +40,6 @@ use crate::{
     sweep::sweep,
 };
 
-mod claims;
 pub mod lock;
 mod node;
 mod reload;
@@ -68,10 +70,16 @@ struct Agent {
     watched: Watched,
     config: AgentConfig,
     objects: Objects,
+    /// Why the files as they are now cannot be taken over.
+    unread: Option<Condition>,
+    /// Changed settings that only a restart takes over.
+    waiting: Option<Condition>,
     identity: Identity,
     devices: Devices,
     netlink: Netlink,
     data_plane: DataPlane,
+    /// Every program runs where it belongs.
+    attached: bool,
     maps: Maps,
     ovs: Option<Ovs>,
     ovs_facts: Option<crate::ovs::Facts>,
@@ -83,12 +91,6 @@ struct Agent {
     /// Unlabelled addresses of ours.
     owned: BTreeSet<Ipv4Addr>,
     conflicts: BTreeSet<Ipv4Addr>,
-    /// Why the files as they are now cannot be taken over.
-    unread: Option<Condition>,
-    /// Changed settings that only a restart takes over.
-    waiting: Option<Condition>,
-    /// Every program runs where it belongs.
-    attached: bool,
     status: StatusFile,
     /// Held as long as the agent runs.
     _lock: Lock,
@@ -121,9 +123,6 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
             changes = subscription.next() => {
                 if changes.routes || changes.links || changes.neighbours {
                     agent.renew_next_hops();
-                }
-                if changes.links {
-                    agent.find_devices().await;
                 }
                 if changes.addresses || changes.links {
                     agent.round().await;
@@ -214,8 +213,7 @@ impl Agent {
 
     /// One whole round. What fails is a condition; the rest goes on.
     async fn round(&mut self) {
-        let mut conditions: Vec<Condition> =
-            self.unread.iter().chain(&self.waiting).cloned().collect();
+        let mut conditions = Vec::new();
         self.observe_ovs(&mut conditions).await;
         let mut plan = self.plan();
         if let Err(error) = self.fill_maps(&plan) {
@@ -236,7 +234,7 @@ impl Agent {
             Ok(dropped) => conditions.extend(tables::dropped(&dropped, &self.config)),
             Err(error) => conditions.push(failed("Agent/maps", &error)),
         }
-        conditions.extend(plan.conditions.iter().cloned());
+        conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         conditions.sort();
         conditions.dedup();
         self.tell(&plan, conditions);
@@ -330,6 +328,65 @@ impl Agent {
         self.devices.places(&self.identity)
     }
 
+    async fn probe(&mut self, plan: &Plan) -> Result<()> {
+        self.open_arp()?;
+        if !self.config.announce.probe {
+            return Ok(());
+        }
+        let desired = tables::addresses(plan, &self.identity);
+        let missing = addresses::missing(&self.netlink, &self.identity.uplink, &desired).await?;
+        let Some(arp) = self.arp.as_ref().filter(|_| !missing.is_empty()) else { return Ok(()) };
+        for (ip, occupancy) in probe(arp, &missing).await? {
+            if let Occupancy::TakenBy(_) = occupancy {
+                self.conflicts.insert(ip);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_arp(&mut self) -> Result<()> {
+        let link = &self.identity.uplink;
+        if self.arp.as_ref().is_none_or(|arp| Some(arp.mac()) != link.mac) {
+            self.arp = Some(ArpSocket::open(link)?);
+        }
+        Ok(())
+    }
+
+    async fn claim_addresses(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
+        let desired = tables::addresses(plan, &self.identity);
+        let Self { netlink, identity, owned, .. } = self;
+        let outcomes =
+            addresses::reconcile(netlink, &identity.uplink, identity.ip, &desired, owned).await;
+        let outcomes = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(error) => return conditions.push(failed("Agent/addresses", &error)),
+        };
+        self.status.own(&self.owned);
+        let now = Instant::now();
+        let mut held = BTreeSet::new();
+        let mut added = Vec::new();
+        for (ip, outcome) in outcomes {
+            match outcome {
+                Outcome::Added => {
+                    info!("claimed {ip} on {}", self.identity.uplink.name);
+                    added.push(ip);
+                    held.insert(ip);
+                }
+                Outcome::Present | Outcome::PreExisting => {
+                    held.insert(ip);
+                }
+                Outcome::Removed => info!("released {ip}"),
+                Outcome::Failed(error) => {
+                    conditions.push(failed(&format!("Address/{ip}"), &error));
+                }
+            }
+        }
+        self.schedule.hold(&held, now);
+        for ip in added {
+            self.schedule.restart(ip, now);
+        }
+    }
+
     async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
         let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else {
             self.ovs_held = None;
@@ -370,6 +427,19 @@ impl Agent {
         }
     }
 
+    /// Announces what is due; returns when the next turn is.
+    async fn announce_due(&mut self) -> Option<Instant> {
+        let due = self.schedule.due(Instant::now());
+        if let Some(arp) = &self.arp {
+            for ip in due.addresses {
+                if let Err(error) = announce(arp, ip).await {
+                    warn!("{error:#}");
+                }
+            }
+        }
+        due.wake
+    }
+
     /// The cheap look: files, attached programs, devices that came or went.
     async fn look(&mut self) {
         let mut wanted = self.reload();
@@ -388,15 +458,11 @@ impl Agent {
             Ok(identity) => self.identity = identity,
             Err(error) => warn!("{error:#}"),
         }
-        self.find_devices().await;
-        self.round().await;
-    }
-
-    async fn find_devices(&mut self) {
         match node::devices(&self.netlink, &self.config).await {
             Ok(devices) => self.devices = devices,
             Err(error) => warn!("{error:#}"),
         }
+        self.round().await;
     }
 
     /// Cached next hops lapse: a route, a neighbour or a link changed.

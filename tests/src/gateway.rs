@@ -146,15 +146,15 @@ impl<'a> Gateway<'a> {
     }
 
     fn replace(&self, path: &str, text: &str) -> Result<()> {
-        self.run_in(|| {
+        self.beside(|| {
             let new = format!("{path}.new");
             fs::write(&new, text).and_then(|()| fs::rename(&new, path))
         })?
         .with_context(|| format!("replace {path}"))
     }
 
-    /// Runs a closure where the agent is, files and pins included.
-    pub fn run_in<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    /// Runs a closure where the agent is: in its network namespace and its mounts.
+    pub fn beside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.netns.run_in(&self.mounts, work)
     }
 
@@ -196,7 +196,7 @@ impl<'a> Gateway<'a> {
     pub fn egress_as_nobody(&self, arguments: &[&str]) -> Result<Output> {
         // Where the binary is may be closed to that user.
         let copy = "/run/egress-for-all";
-        self.run_in(|| fs::copy(&self.binary, copy))?.with_context(|| format!("make {copy}"))?;
+        self.beside(|| fs::copy(&self.binary, copy))?.with_context(|| format!("make {copy}"))?;
         let nobody = 65534;
         let mut command = Command::new(copy);
         command.args(arguments).uid(nobody).gid(nobody);

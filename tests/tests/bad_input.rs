@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddrV4, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::MapData;
+use aya::maps::{Array, MapData};
 use egress_common::abi::TICK_SHIFT;
 use egress_tests::{
     gateway::Gateway,
@@ -59,7 +59,7 @@ fn addresses(netns: &Netns) -> Result<Vec<String>> {
 /// Neither an address nor a pin is left by an agent that did not start.
 fn assert_nothing_done(netns: &Netns, gateway: &Gateway<'_>) -> Result<()> {
     assert_eq!(addresses(netns)?, [""; 0]);
-    let pinned = gateway.run_in(|| Path::new(BPFFS).join("egress").exists())?;
+    let pinned = gateway.beside(|| Path::new(BPFFS).join("egress").exists())?;
     ensure!(!pinned, "pins were left behind");
     Ok(())
 }
@@ -175,22 +175,21 @@ fn pins_of_another_make_are_refused_and_left_alone() -> Result<()> {
     let gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
     let maps = bpf::pins(Path::new(BPFFS)).join("maps");
     let pin = maps.join("policy");
-    gateway.run_in(|| -> Result<()> {
+    gateway.beside(|| -> Result<()> {
         fs::create_dir_all(&maps)?;
-        // A hash map with the right key and a value twice as long.
-        let other = aya_obj::Map::new_from_params(1, 4, 8, 16, 0);
-        Ok(MapData::create(other, "policy", None)?.pin(&pin)?)
+        // An array where a hash map is expected, and a value twice as long.
+        Ok(Array::<MapData, u64>::create(16, 0)?.pin(&pin)?)
     })??;
     let pin_name = pin.display().to_string();
     let words = [pin_name.as_str(), "another layout", "egress cleanup"];
     assert_refused(gateway.refused(&[])?, 3, &words);
     assert_eq!(addresses(&netns)?, [""; 0]);
-    let left = gateway.run_in(|| fs::read_dir(&maps).map(Iterator::count))??;
+    let left = gateway.beside(|| fs::read_dir(&maps).map(Iterator::count))??;
     assert_eq!(left, 1, "only the other's map is there");
     let cleaned = gateway.egress(&["cleanup"])?;
     assert!(String::from_utf8_lossy(&cleaned.stdout).contains(&pin_name), "{cleaned:?}");
 
-    gateway.run_in(|| fs::create_dir_all(Path::new(BPFFS).join("egress/v0/maps")))??;
+    gateway.beside(|| fs::create_dir_all(Path::new(BPFFS).join("egress/v0/maps")))??;
     let words = ["egress/v0", "another egress version", "egress cleanup"];
     assert_refused(gateway.refused(&[])?, 3, &words);
     gateway.egress(&["cleanup"])?;
@@ -332,7 +331,7 @@ fn changed_settings_are_taken_over_or_wait_for_a_restart_by_name() -> Result<()>
     gateway.write_config(&with(&changed, ("gateway: tun0", "gateway: tun1")))?;
     let words = ["NeedsRestart", "gateway, flows.max", "egress cleanup"];
     wait_for_condition(&gateway, "AgentConfig/agent", &words)?;
-    let config = gateway.run_in(|| -> Result<_> {
+    let config = gateway.beside(|| -> Result<_> {
         let maps = Maps::open(&bpf::pins(Path::new(BPFFS)))?;
         Ok(maps.config.get(&0, 0)?.0)
     })??;

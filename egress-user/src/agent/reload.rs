@@ -32,7 +32,6 @@ impl Agent {
         let Input { mut objects, config } = input;
         objects.keep_refused(&self.objects);
         self.objects = objects;
-        self.conflicts.clear();
         // Without an AgentConfig the defaults are asked for, as at a start.
         let (settings, waiting) = self.config.reloaded(config.unwrap_or_default());
         self.waiting = needs_restart(&waiting);
