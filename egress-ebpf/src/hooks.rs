@@ -16,6 +16,7 @@ use egress_common::{
 };
 
 use crate::{
+    log,
     maps::{
         Maps, count_path, count_reason, is_node, may_answer, remember_origin, scratch,
         slot_counters, stack_origin, vnid_of_pod,
@@ -225,7 +226,10 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
     let Some(ip) = Ipv4::read(skb, 0) else { return Err(Reason::Malformed) };
-    if config.is_untouched(ip.destination) || leaves_translated(ip.source, vnid, &maps)? {
+    let stopped = |_: &Reason| log::stopped(u32::from_be_bytes(ip.source), vnid);
+    if config.is_untouched(ip.destination)
+        || leaves_translated(ip.source, vnid, &maps).inspect_err(stopped)?
+    {
         return Ok(act::PASS);
     }
     let key = StackOriginKey { pod: ip.source, vnid };

@@ -440,8 +440,9 @@ impl Agent {
         due.wake
     }
 
-    /// The cheap look: files, attached programs, devices that came or went.
+    /// The cheap look: files, attached programs, what the programs logged.
     async fn look(&mut self) {
+        self.data_plane.flush_log();
         let mut wanted = self.reload();
         for (hook, interface) in self.places() {
             wanted |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);

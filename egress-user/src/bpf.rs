@@ -24,6 +24,9 @@ use egress_common::abi::{
 };
 
 pub mod fit;
+pub mod log;
+
+use self::log::ProgramLog;
 
 /// The object that the build script made; empty when it found no BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.o"));
@@ -101,6 +104,7 @@ pub fn pins(bpffs: &Path) -> PathBuf {
 pub struct DataPlane {
     ebpf: Ebpf,
     pins: PathBuf,
+    log: ProgramLog,
 }
 
 impl DataPlane {
@@ -119,7 +123,9 @@ impl DataPlane {
             // Nothing half done: the pins are this call's own.
             let _ = remove_pins(bpffs);
         }
-        Ok(Self { ebpf: loaded?, pins })
+        let mut ebpf = loaded?;
+        let log = ProgramLog::open(&mut ebpf);
+        Ok(Self { ebpf, pins, log })
     }
 
     fn link_pin(&self, hook: Hook, interface: &str) -> PathBuf {
@@ -161,6 +167,11 @@ impl DataPlane {
             })?;
         }
         Ok(())
+    }
+
+    /// Hands on what the programs have logged.
+    pub fn flush_log(&mut self) {
+        self.log.flush();
     }
 
     /// The maps, typed. They live as long as anything holds or pins them.
