@@ -16,6 +16,7 @@ use egress_common::{
 };
 
 use crate::{
+    log,
     maps::{
         Maps, count_path, count_reason, is_node, may_answer, scratch, slot_counters, vnid_of_pod,
     },
@@ -234,7 +235,10 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     skb.pull::<{ ETH_LEN + 60 }>();
     let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
     let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Err(Reason::Malformed) };
-    if config.is_untouched(ip.destination) || leaves_translated(ip.source, vnid, &maps)? {
+    let stopped = |_: &Reason| log::stopped(u32::from_be_bytes(ip.source), vnid);
+    if config.is_untouched(ip.destination)
+        || leaves_translated(ip.source, vnid, &maps).inspect_err(stopped)?
+    {
         return Ok(act::PASS);
     }
     let scratch = scratch().ok_or(Reason::NotReady)?;

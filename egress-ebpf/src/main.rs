@@ -3,6 +3,7 @@
 #![no_main]
 
 mod hooks;
+mod log;
 mod maps;
 mod tc;
 mod underlay;

@@ -20,6 +20,8 @@ use egress_common::{
     tables::{InsertError, Tables},
 };
 
+use crate::log;
+
 /// A value that every CPU may change at any time: plain loads and stores, as the kernel's maps are.
 #[repr(transparent)]
 struct Shared<T>(T);
@@ -77,6 +79,13 @@ static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::pinned(1, 0);
 /// Answers to refused packets a tick and CPU: some 750 a second.
 const ANSWERS_PER_TICK: u32 = 100;
 
+/// The coarse monotonic clock.
+#[inline(always)]
+pub fn coarse_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { kernel::bpf_ktime_get_coarse_ns() }
+}
+
 /// The kernel's tables, as seen from one packet.
 #[derive(Clone, Copy)]
 pub struct Maps {
@@ -104,8 +113,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        // SAFETY: a helper without arguments.
-        (unsafe { kernel::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+        (coarse_ns() >> TICK_SHIFT) as u32
     }
 
     #[inline(always)]
@@ -226,7 +234,11 @@ pub fn mac_words(destination: [u8; 6], source: [u8; 6]) -> MacWords {
 
 #[inline(always)]
 pub fn is_node(address: [u8; 4]) -> bool {
-    NODES.get_ptr(address).is_some()
+    let known = NODES.get_ptr(address).is_some();
+    if !known {
+        log::unknown_node(u32::from_be_bytes(address));
+    }
+    known
 }
 
 /// The cached next hop of a known node.

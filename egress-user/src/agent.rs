@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     arp::socket::ArpSocket,
-    bpf::{DataPlane, Maps, Sizes},
+    bpf::{DataPlane, Maps, Sizes, fit},
     condition::{Condition, Reason},
     config::AgentConfig,
     identity::Identity,
@@ -29,19 +29,23 @@ use crate::{
     plan::{Facts, Health, Mode, OvsPorts, Plan, Previous, plan},
     reconcile::{
         addresses::{self, Outcome},
-        announce::{AnnounceSettings, Schedule},
-        attachments, flows, maps,
+        announce::Schedule,
+        attachments, flows,
+        maps::{self, Dropped},
     },
-    source::watch::Watched,
+    source::{files::Input, watch::Watched},
     sweep::sweep,
 };
 
 mod claim;
+pub mod lock;
 mod node;
+mod reload;
 mod retry;
 pub mod status;
 mod tables;
 
+use lock::Lock;
 use node::Devices;
 use retry::Retry;
 use status::{Status, StatusFile};
@@ -53,11 +57,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow tables.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// How the agent was called.
+/// Where the agent works.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub files: Vec<PathBuf>,
-    pub config: Option<PathBuf>,
     pub bpffs: PathBuf,
     /// Where the agent writes what it knows, and what is its own: gone with the next boot.
     pub run_dir: PathBuf,
@@ -68,10 +70,16 @@ struct Agent {
     watched: Watched,
     config: AgentConfig,
     objects: Objects,
+    /// Why the files as they are now cannot be taken over.
+    unread: Option<Condition>,
+    /// Changed settings that only a restart takes over.
+    waiting: Option<Condition>,
     identity: Identity,
     devices: Devices,
     netlink: Netlink,
     data_plane: DataPlane,
+    /// Every program runs where it belongs.
+    attached: bool,
     maps: Maps,
     ovs: Option<Ovs>,
     ovs_facts: Option<crate::ovs::Facts>,
@@ -87,27 +95,30 @@ struct Agent {
     conflicts: BTreeSet<Ipv4Addr>,
     retry: Retry,
     status: StatusFile,
+    /// Held as long as the agent runs.
+    _lock: Lock,
 }
 
 /// Runs until SIGTERM or SIGINT, then leaves in order.
 ///
 /// # Errors
-/// What makes a start impossible; everything later is a condition, logged and tried again.
-pub async fn run(settings: Settings) -> Result<()> {
+/// What makes a start impossible, before anything of the node is changed; everything later is a
+/// condition, logged and tried again.
+pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<()> {
     let mut stop = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut subscription = Subscription::open()?;
-    let mut agent = Agent::start(settings).await?;
+    let mut agent = Agent::start(settings, watched, input).await?;
     agent.round().await;
-    info!("ready: node {} on {}", agent.identity.name, agent.identity.uplink.name);
-    // Without a supervisor nobody listens, and that is all right.
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!("tell the supervisor that the agent is ready: {error}");
-    }
+    let mut ready = false;
     let mut look = ticker(LOOK);
     let mut resync = ticker(RESYNC);
     let mut sweeping = ticker(SWEEP);
     loop {
+        if agent.attached && !ready {
+            ready = true;
+            agent.tell_ready();
+        }
         let wake = agent.announce_due().await;
         tokio::select! {
             _ = stop.recv() => break,
@@ -156,26 +167,21 @@ async fn ovs_differs(watch: &mut Option<Watch>, held: Option<u32>) -> Option<u32
 }
 
 impl Agent {
-    async fn start(settings: Settings) -> Result<Self> {
-        let mut watched = Watched::new(&settings.files, settings.config.as_deref());
-        let input = watched.read()?;
+    /// Everything that can fail without a trace comes before the programs and maps.
+    async fn start(settings: Settings, watched: Watched, input: Input) -> Result<Self> {
         let config = input.config.unwrap_or_default();
-        for warning in config.warnings() {
-            warn!("{warning}");
-        }
+        reload::warn_of(&config);
+        fit::check_privileges()?;
         let netlink = Netlink::open()?;
         let identity = node::identify(&netlink, &config).await?;
         let devices = node::devices(&netlink, &config).await?;
+        tables::networks(&config, &input.objects)?;
+        let lock = Lock::take(&settings.run_dir)?;
         let sizes = Sizes { flows: config.flows.max, policies: config.policies.max };
         let data_plane = DataPlane::load(&settings.bpffs, sizes)?;
         let maps = data_plane.maps()?;
         let ovs = node::ovs(&config);
-        let status = StatusFile::open(&settings.run_dir)?;
-        let announce = AnnounceSettings {
-            burst: config.announce.burst,
-            interval: config.announce.interval,
-            refresh: config.announce.refresh,
-        };
+        let status = StatusFile::new(&settings.run_dir);
         Ok(Self {
             owned: status.owned(),
             status,
@@ -184,7 +190,7 @@ impl Agent {
             ovs_facts: None,
             ovs_held: None,
             arp: None,
-            schedule: Schedule::new(announce),
+            schedule: Schedule::new(node::announcing(&config)),
             held: BTreeSet::new(),
             conflicts: BTreeSet::new(),
             retry: Retry::default(),
@@ -196,7 +202,19 @@ impl Agent {
             netlink,
             data_plane,
             maps,
+            unread: None,
+            waiting: None,
+            attached: false,
+            _lock: lock,
         })
+    }
+
+    fn tell_ready(&self) {
+        info!("ready: node {} on {}", self.identity.name, self.identity.uplink.name);
+        // Without a supervisor nobody listens, and that is all right.
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            warn!("tell the supervisor that the agent is ready: {error}");
+        }
     }
 
     /// One whole round. What fails is a condition; the rest goes on.
@@ -223,10 +241,11 @@ impl Agent {
         let plan = self.plan_without(&self.conflicts);
         self.claim_addresses(&plan, &mut conditions).await;
         self.program_flows(&plan, &mut conditions).await;
-        if let Err(error) = self.fill_maps(&plan) {
-            conditions.push(failed("Agent/maps", &error));
+        match self.fill_maps(&plan) {
+            Ok(dropped) => conditions.extend(tables::dropped(&dropped, &self.config)),
+            Err(error) => conditions.push(failed("Agent/maps", &error)),
         }
-        conditions.extend(plan.conditions.iter().cloned());
+        conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         conditions.sort();
         conditions.dedup();
         let again = |condition: &Condition| condition.reason == Reason::Failed;
@@ -276,7 +295,15 @@ impl Agent {
         }
     }
 
-    fn fill_maps(&mut self, plan: &Plan) -> Result<()> {
+    /// Settings that cannot be written stay as they were; who gets what is written all the same.
+    fn fill_maps(&mut self, plan: &Plan) -> Result<Dropped> {
+        let configured = self.configure();
+        let desired = tables::desired(plan, &self.objects, &self.identity);
+        let dropped = maps::reconcile(&mut self.maps, &desired)?;
+        configured.map(|()| dropped)
+    }
+
+    fn configure(&mut self) -> Result<()> {
         let held = maps::settings(&self.maps)?;
         let config = tables::config(&tables::Node {
             config: &self.config,
@@ -287,18 +314,18 @@ impl Agent {
             held: &held,
         })?;
         maps::configure(&mut self.maps, &config)?;
-        let desired = tables::desired(plan, &self.objects, &self.identity);
-        maps::reconcile(&mut self.maps, &desired)?;
         Ok(())
     }
 
     fn attach(&mut self, conditions: &mut Vec<Condition>) {
         let places = self.places();
+        self.attached = true;
         for ((hook, interface), outcome) in attachments::reconcile(&mut self.data_plane, &places) {
             match outcome {
                 attachments::Outcome::Attached => info!("attached {hook} to {interface}"),
                 attachments::Outcome::Present => {}
                 attachments::Outcome::Failed(error) => {
+                    self.attached = false;
                     conditions.push(failed(&format!("Device/{interface}"), &error));
                 }
             }
@@ -349,26 +376,17 @@ impl Agent {
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
         let status = Status::new(&self.identity, plan, conditions, &self.places());
         for condition in self.status.news(&status) {
-            warn!("{} {:?}: {}", condition.object, condition.reason, condition.message);
+            warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }
         if let Err(error) = self.status.write(&status) {
             error!("{error:#}");
         }
     }
 
-    /// The cheap look: files, attached programs, devices that came or went.
+    /// The cheap look: files, attached programs, what the programs logged.
     async fn look(&mut self) {
-        let mut wanted = false;
-        match self.watched.changed() {
-            Ok(None) => {}
-            Ok(Some(input)) => {
-                info!("objects changed");
-                self.objects = input.objects;
-                wanted = true;
-            }
-            // The old objects hold until the files can be read again.
-            Err(error) => warn!("keep the objects as they were: {error:#}"),
-        }
+        self.data_plane.flush_log();
+        let mut wanted = self.reload();
         for (hook, interface) in self.places() {
             wanted |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
         }

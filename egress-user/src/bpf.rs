@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapInfo, PerCpuArray},
@@ -23,6 +23,11 @@ use egress_common::abi::{
     ABI_VERSION, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
     SlotCounters,
 };
+
+pub mod fit;
+pub mod log;
+
+use self::log::ProgramLog;
 
 /// The object that the build script made; empty when it found no BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.o"));
@@ -82,6 +87,14 @@ pub struct Sizes {
     pub policies: u32,
 }
 
+impl Sizes {
+    /// VNIDs that the policy map takes: those beyond `policies` cannot be translated, but must be
+    /// known, so that they are dropped.
+    fn tenants(self) -> u32 {
+        self.policies.saturating_mul(4).max(1 << 16)
+    }
+}
+
 /// The directory of this version's pins below a bpffs.
 pub fn pins(bpffs: &Path) -> PathBuf {
     bpffs.join("egress").join(format!("v{ABI_VERSION}"))
@@ -92,41 +105,28 @@ pub fn pins(bpffs: &Path) -> PathBuf {
 pub struct DataPlane {
     ebpf: Ebpf,
     pins: PathBuf,
+    log: ProgramLog,
 }
 
 impl DataPlane {
     /// Loads the programs; takes over the pinned maps, or makes and pins them.
     pub fn load(bpffs: &Path, sizes: Sizes) -> Result<Self> {
-        ensure!(
-            !OBJECT.is_empty(),
-            "this egress was built without its eBPF programs: build it with `cargo xtask build`"
-        );
-        check_kernel()?;
-        check_bpffs(bpffs)?;
+        fit::check_object(OBJECT)?;
+        fit::check_kernel(KernelVersion::current().context("ask for the kernel's version")?)?;
+        fit::check_bpffs(bpffs)?;
         let pins = pins(bpffs);
-        refuse_other_versions(bpffs, &pins)?;
-        let (maps, links) = (pins.join("maps"), pins.join("links"));
-        for directory in [&maps, &links] {
-            fs::create_dir_all(directory)
-                .with_context(|| format!("make the pin directory {}", directory.display()))?;
+        fit::refuse_other_versions(bpffs, &pins)?;
+        let maps = pins.join("maps");
+        fit::check_pinned_maps(OBJECT, &maps, sizes)?;
+        let adopted = maps.exists();
+        let loaded = load(&pins, sizes);
+        if loaded.is_err() && !adopted {
+            // Nothing half done: the pins are this call's own.
+            let _ = remove_pins(bpffs);
         }
-        check_pinned_maps(&maps, sizes)?;
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(&maps)
-            .map_max_entries("flows_original", sizes.flows)
-            .map_max_entries("flows_reply", sizes.flows)
-            .map_max_entries("policy", sizes.policies)
-            .map_max_entries("slots", sizes.policies)
-            .map_max_entries("egress_ips", sizes.policies)
-            .map_max_entries("slot_counters", sizes.policies)
-            .load(OBJECT)
-            .context("load the eBPF maps: is this root, with CAP_BPF and CAP_NET_ADMIN?")?;
-        for hook in Hook::ALL {
-            program(&mut ebpf, hook)?
-                .load()
-                .with_context(|| format!("load the program {hook} into the kernel"))?;
-        }
-        Ok(Self { ebpf, pins })
+        let mut ebpf = loaded?;
+        let log = ProgramLog::open(&mut ebpf);
+        Ok(Self { ebpf, pins, log })
     }
 
     fn link_pin(&self, hook: Hook, interface: &str) -> PathBuf {
@@ -177,10 +177,40 @@ impl DataPlane {
         Ok(())
     }
 
+    /// Hands on what the programs have logged.
+    pub fn flush_log(&mut self) {
+        self.log.flush();
+    }
+
     /// The maps, typed. They live as long as anything holds or pins them.
     pub fn maps(&self) -> Result<Maps> {
         Maps::open(&self.pins)
     }
+}
+
+/// Makes the pin directories, loads maps and programs.
+fn load(pins: &Path, sizes: Sizes) -> Result<Ebpf> {
+    let maps = pins.join("maps");
+    for directory in [&maps, &pins.join("links")] {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("make the pin directory {}", directory.display()))?;
+    }
+    let mut ebpf = EbpfLoader::new()
+        .default_map_pin_directory(&maps)
+        .map_max_entries("flows_original", sizes.flows)
+        .map_max_entries("flows_reply", sizes.flows)
+        .map_max_entries("policy", sizes.tenants())
+        .map_max_entries("slots", sizes.policies)
+        .map_max_entries("egress_ips", sizes.policies)
+        .map_max_entries("slot_counters", sizes.policies)
+        .load(OBJECT)
+        .context("make the eBPF maps")?;
+    for hook in Hook::ALL {
+        program(&mut ebpf, hook)?
+            .load()
+            .with_context(|| format!("load the program {hook} into the kernel"))?;
+    }
+    Ok(ebpf)
 }
 
 /// How many flows the pinned tables hold at most.
@@ -210,70 +240,6 @@ fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier> {
         .with_context(|| format!("the eBPF object has no program {hook}"))?
         .try_into()
         .with_context(|| format!("{hook} is no tc program"))
-}
-
-fn check_kernel() -> Result<()> {
-    let needed = KernelVersion::new(6, 6, 0);
-    let running = KernelVersion::current().context("ask for the kernel's version")?;
-    ensure!(
-        running >= needed,
-        "this kernel is too old ({running:?}): egress needs 6.6, the first with tcx links"
-    );
-    Ok(())
-}
-
-fn check_bpffs(bpffs: &Path) -> Result<()> {
-    let found = nix::sys::statfs::statfs(bpffs)
-        .with_context(|| format!("look at {}: is bpffs mounted there?", bpffs.display()))?;
-    ensure!(
-        found.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC,
-        "{} is not a bpffs: mount one with `mount -t bpf bpf {}`",
-        bpffs.display(),
-        bpffs.display()
-    );
-    Ok(())
-}
-
-fn refuse_other_versions(bpffs: &Path, ours: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(bpffs.join("egress")) else { return Ok(()) };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        ensure!(
-            path == ours,
-            "pins of another egress version are at {}: end that one with `egress cleanup` first",
-            path.display()
-        );
-    }
-    Ok(())
-}
-
-/// Refuses a pinned map whose layout is not the one the programs were compiled for.
-fn check_pinned_maps(directory: &Path, sizes: Sizes) -> Result<()> {
-    let object = aya_obj::Object::parse(OBJECT).context("parse the eBPF object")?;
-    for (name, map) in &object.maps {
-        let pin = directory.join(name);
-        if !pin.exists() {
-            continue;
-        }
-        let info = MapInfo::from_pin(&pin)
-            .with_context(|| format!("open the pinned map {}", pin.display()))?;
-        let there = (info.key_size(), info.value_size());
-        let wanted = (map.key_size(), map.value_size());
-        ensure!(
-            there == wanted,
-            "the pinned map {} has another layout (key and value of {there:?} bytes, not \
-             {wanted:?}): remove it with `egress cleanup`",
-            pin.display()
-        );
-        if name == "flows_reply" && info.max_entries() != sizes.flows {
-            eprintln!(
-                "egress: the pinned flow tables hold {} flows, not {} as flows.max says: they are \
-                 kept; `egress cleanup` lets the next start make them anew",
-                info.max_entries(),
-                sizes.flows
-            );
-        }
-    }
-    Ok(())
 }
 
 /// The pinned maps, with their types.

@@ -18,10 +18,14 @@ pub enum Reason {
     Invalid,
     /// The egress IP is a node's own address.
     IsNodeIP,
+    /// A setting was changed that a running agent cannot take over.
+    NeedsRestart,
     /// A configured device does not exist.
     NoDevice,
     /// Open vSwitch is wanted, and is not there.
     NoOpenVSwitch,
+    /// The maps have no room for it.
+    NoRoom,
     /// The egress IP is outside its node's subnet.
     NotInSubnet,
     /// The egress IP's node is offline.
@@ -62,8 +66,10 @@ mod tests {
             Failed,
             Invalid,
             IsNodeIP,
+            NeedsRestart,
             NoDevice,
             NoOpenVSwitch,
+            NoRoom,
             NotInSubnet,
             Offline,
             SameNodeTwice,

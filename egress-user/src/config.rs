@@ -134,14 +134,14 @@ pub struct Flows {
     pub max_per_vnid: u32,
 }
 
-/// The ports that translation may use, both ends included.
-/// How many VNIDs can have a policy here.
+/// How many VNIDs can be translated here.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policies {
     pub max: u32,
 }
 
+/// The ports that translation may use, both ends included.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ports {
@@ -430,6 +430,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
         _ => None,
     }
 }
+
+mod reload;
 
 #[cfg(test)]
 mod tests;

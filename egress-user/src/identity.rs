@@ -52,18 +52,6 @@ pub enum Unidentified {
     NotOnUplink { ip: Ipv4Addr, link: String, uplink: String },
 }
 
-impl Unidentified {
-    /// The condition's reason.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NoAddress { .. } => "NoAddress",
-            Self::NotLocal { .. } => "NotLocal",
-            Self::NoUplink { .. } => "NoUplink",
-            Self::NotOnUplink { .. } => "NotOnUplink",
-        }
-    }
-}
-
 impl fmt::Display for Unidentified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

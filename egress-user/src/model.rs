@@ -18,6 +18,8 @@ use crate::{
     condition::{Condition, Reason},
 };
 
+mod keep;
+
 /// Everything that the planner is told about the cluster, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {

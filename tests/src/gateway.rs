@@ -7,7 +7,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{Read as _, Seek as _},
-    os::unix::net::UnixDatagram,
+    os::unix::{net::UnixDatagram, process::CommandExt as _},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
@@ -18,6 +18,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
 use crate::{
     netns::{Mounts, Netns, wait_until},
@@ -78,32 +79,61 @@ impl<'a> Gateway<'a> {
     /// Starts `egress run` and waits until it says that it is ready.
     pub fn run_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
+        let mut agent = self.start_agent(&[])?;
+        if let Some(status) = self.ready_or_ended(&mut agent)? {
+            bail!("the agent ended before it was ready ({status}); its log:\n{}", self.log());
+        }
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// Starts `egress run`, with more arguments, which must not become ready: its exit code, and
+    /// what it wrote.
+    pub fn refused(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let before = self.log().len();
+        let mut agent = self.start_agent(arguments)?;
+        match self.ready_or_ended(&mut agent)? {
+            Some(status) => Ok((status.code(), self.log().split_off(before))),
+            None => {
+                agent.kill().context("kill the agent")?;
+                agent.wait().context("wait for the killed agent")?;
+                bail!("the agent started; its log:\n{}", self.log())
+            }
+        }
+    }
+
+    fn start_agent(&self, arguments: &[&str]) -> Result<Child> {
         self.heard_ready();
         let mut command = Command::new(&self.binary);
         command
             .args(["run", "--config", CONFIG, "-f", OBJECTS])
+            .args(arguments)
             .envs(self.environment.iter().cloned())
             .env("NOTIFY_SOCKET", NOTIFY)
             .stdin(Stdio::null())
             .stdout(self.log.try_clone()?)
             .stderr(self.log.try_clone()?);
-        self.agent = Some(self.netns.spawn_in(&self.mounts, &mut command)?);
+        self.netns.spawn_in(&self.mounts, &mut command)
+    }
+
+    /// Waits until the agent says that it is ready, `None`, or ends.
+    fn ready_or_ended(&self, agent: &mut Child) -> Result<Option<ExitStatus>> {
         let mut ended = None;
         let mut ready = false;
         wait_until(DEADLINE, || {
-            ended = self.agent.as_mut().and_then(|agent| agent.try_wait().ok().flatten());
+            ended = agent.try_wait().ok().flatten();
             ready = self.heard_ready();
             ready || ended.is_some()
         });
         if ready {
-            return Ok(());
+            return Ok(None);
         }
-        let log = self.log();
-        if let Some(status) = ended {
-            self.agent = None;
-            bail!("the agent ended before it was ready ({status}); its log:\n{log}");
+        if ended.is_none() {
+            agent.kill().context("kill the agent")?;
+            agent.wait().context("wait for the killed agent")?;
+            bail!("the agent is not ready after {DEADLINE:?}; its log:\n{}", self.log());
         }
-        bail!("the agent is not ready after {DEADLINE:?}; its log:\n{log}")
+        Ok(ended)
     }
 
     /// Whether the agent has sent `READY=1` since the last call.
@@ -118,11 +148,20 @@ impl<'a> Gateway<'a> {
 
     /// Replaces the objects, as a whole, under a running agent.
     pub fn write_objects(&self, objects: &str) -> Result<()> {
+        self.replace(OBJECTS, objects)
+    }
+
+    /// Replaces the AgentConfig, as a whole, under a running agent.
+    pub fn write_config(&self, config: &str) -> Result<()> {
+        self.replace(CONFIG, config)
+    }
+
+    fn replace(&self, path: &str, text: &str) -> Result<()> {
         self.beside(|| {
-            let new = format!("{OBJECTS}.new");
-            fs::write(&new, objects).and_then(|()| fs::rename(&new, OBJECTS))
+            let new = format!("{path}.new");
+            fs::write(&new, text).and_then(|()| fs::rename(&new, path))
         })?
-        .with_context(|| format!("replace {OBJECTS}"))
+        .with_context(|| format!("replace {path}"))
     }
 
     /// Runs a closure where the agent is: in its network namespace and its mounts.
@@ -163,6 +202,26 @@ impl<'a> Gateway<'a> {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.netns.spawn_in(&self.mounts, &mut command)?;
         child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
+    }
+
+    /// As [`Gateway::egress`], by a user without privileges.
+    pub fn egress_as_nobody(&self, arguments: &[&str]) -> Result<Output> {
+        // Where the binary is may be closed to that user.
+        let copy = "/run/egress-for-all";
+        self.beside(|| fs::copy(&self.binary, copy))?.with_context(|| format!("make {copy}"))?;
+        let nobody = 65534;
+        let mut command = Command::new(copy);
+        command.args(arguments).uid(nobody).gid(nobody);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.netns.spawn_in(&self.mounts, &mut command)?;
+        child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
+    }
+
+    /// What `egress status -o json` prints.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.egress(&["status", "-o", "json"])?;
+        ensure!(output.status.success(), "egress status: {output:?}");
+        serde_json::from_slice(&output.stdout).context("read what egress status printed")
     }
 
     /// All that agents have written so far.

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use egress_tests::{
     gateway::Gateway,
+    netns::wait_until,
     report::{Protocol, Witness},
     rig::{Rig, topology::VXLAN_PORT},
     traffic::{
@@ -196,7 +197,7 @@ fn a_connection_from_outside_to_an_egress_ip_is_refused() -> Result<()> {
 #[ignore = "needs root"]
 fn a_tunnel_source_that_is_no_node_is_dropped() -> Result<()> {
     let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+    let gateway = Gateway::start(&rig)?;
     let _server = UdpServer::start(rig.netns("far"), ANY)?;
     let capture = Capture::start(rig.netns("far"), "eth0")?;
     let pod = rig.pod("egress-test-1");
@@ -213,6 +214,8 @@ fn a_tunnel_source_that_is_no_node_is_dropped() -> Result<()> {
     later.context("the packet sent later is not captured")?;
     let intruder = capture.find(0, Duration::ZERO, |packet| packet.payload.ends_with(b"intruder"));
     assert_eq!(intruder, None, "an intruder's packet left the uplink");
+    let said = || gateway.log().contains("tunnel source 10.0.0.1 is no node");
+    assert!(wait_until(PATIENCE, said), "the programs have not logged it: {}", gateway.log());
     Ok(())
 }
 

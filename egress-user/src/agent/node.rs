@@ -1,13 +1,13 @@
 //! What this node is and has: its identity, its devices, its Open vSwitch.
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use crate::{
     bpf::Hook,
-    config::{AgentConfig, Device, Enabled},
+    config::{AgentConfig, Announce, Device, Enabled},
     identity::{self, Identity, NodeSettings},
     netlink::{Link, Netlink},
     ovs::Ovs,
-    reconcile::attachments::Place,
+    reconcile::{announce::AnnounceSettings, attachments::Place},
 };
 
 /// The devices that packets come by, as far as they exist.
@@ -39,7 +39,7 @@ pub async fn identify(netlink: &Netlink, config: &AgentConfig) -> Result<Identit
         ip: config.node.ip.map(|ip| ip.address),
         uplink: named(&config.node.uplink).map(str::to_owned),
     };
-    identity::identify(netlink, &settings).await?.map_err(|why| anyhow!("{}: {why}", why.reason()))
+    identity::identify(netlink, &settings).await?.map_err(anyhow::Error::from)
 }
 
 /// Looks for the tunnel and the gateway device. `auto` is OVS's name for the tunnel device.
@@ -66,6 +66,12 @@ fn named(device: &Device) -> Option<&str> {
         Device::Named(name) => Some(name),
         Device::Auto => None,
     }
+}
+
+/// How egress IPs are announced.
+pub fn announcing(config: &AgentConfig) -> AnnounceSettings {
+    let Announce { burst, interval, refresh, probe: _ } = config.announce;
+    AnnounceSettings { burst, interval, refresh }
 }
 
 /// The bridge, unless it is switched off.

@@ -98,10 +98,9 @@ pub struct StatusFile {
 }
 
 impl StatusFile {
-    pub fn open(run_dir: &Path) -> Result<Self> {
-        fs::create_dir_all(run_dir)
-            .with_context(|| format!("make the run directory {}", run_dir.display()))?;
-        Ok(Self { run_dir: run_dir.to_owned(), last: Status::default() })
+    /// In a run directory that is there.
+    pub fn new(run_dir: &Path) -> Self {
+        Self { run_dir: run_dir.to_owned(), last: Status::default() }
     }
 
     /// The unlabelled addresses that a predecessor added.

@@ -13,6 +13,7 @@ use egress_common::{
 use super::node::Devices;
 use crate::{
     cidr::Cidr,
+    condition::{Condition, Reason},
     config::{AgentConfig, DataPath},
     identity::Identity,
     model::Objects,
@@ -20,7 +21,7 @@ use crate::{
     plan::{Action, Plan},
     reconcile::{
         addresses::EgressAddress,
-        maps::{Desired, Tenant},
+        maps::{Desired, Dropped, Tenant},
     },
 };
 
@@ -35,12 +36,14 @@ pub struct Node<'a> {
     pub held: &'a Config,
 }
 
-/// The settings for the programs.
+/// The networks that are left untouched, those of pods first.
 ///
 /// # Errors
-/// More networks than the map has room for.
-pub fn config(node: &Node<'_>) -> Result<Config> {
-    let Node { config, objects, identity, devices, .. } = node;
+/// More of them than the programs have room for.
+pub fn networks(
+    config: &AgentConfig,
+    objects: &Objects,
+) -> Result<(BTreeSet<Cidr>, BTreeSet<Cidr>)> {
     let mut cluster: BTreeSet<Cidr> = config.cluster_networks.iter().copied().collect();
     let mut service: BTreeSet<Cidr> = config.service_networks.iter().copied().collect();
     for object in objects.cluster_networks.values() {
@@ -50,9 +53,20 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
     let count = cluster.len() + service.len();
     ensure!(
         count <= MAX_NETWORKS,
-        "{count} cluster and service networks: the programs have room for {MAX_NETWORKS}; join \
-         neighbouring ones"
+        "{count} cluster and service networks in the AgentConfig and the ClusterNetworks: the \
+         programs have room for {MAX_NETWORKS}; join neighbouring ones"
     );
+    Ok((cluster, service))
+}
+
+/// The settings for the programs.
+///
+/// # Errors
+/// As [`networks`].
+pub fn config(node: &Node<'_>) -> Result<Config> {
+    let Node { config, objects, identity, devices, .. } = node;
+    let (cluster, service) = networks(config, objects)?;
+    let count = cluster.len() + service.len();
     let mut networks = [Network::zeroed(); MAX_NETWORKS];
     for (place, cidr) in networks.iter_mut().zip(cluster.iter().chain(&service)) {
         *place = network(*cidr);
@@ -140,7 +154,28 @@ pub fn desired(plan: &Plan, objects: &Objects, identity: &Identity) -> Desired {
         })
         .collect();
     let nodes = objects.host_subnets.values().map(|node| node.host_ip).collect();
-    Desired { policies, nodes }
+    let vnids = || objects.net_namespaces.values().map(|namespace| namespace.vnid).collect();
+    let readable = objects.refused().next().map(|_| vnids());
+    Desired { policies, nodes, readable }
+}
+
+/// Who is dropped without having asked for it.
+pub fn dropped(dropped: &Dropped, config: &AgentConfig) -> Vec<Condition> {
+    let Dropped { no_room, unread } = dropped;
+    let no_room = no_room.iter().map(|vnid| {
+        let message = format!(
+            "dropped: policies.max is {}, and all are taken: raise it, stop the agent and run \
+             `egress cleanup` before the next start",
+            config.policies.max
+        );
+        Condition::new(format!("VNID/{vnid}"), Reason::NoRoom, message)
+    });
+    let unread = unread.iter().map(|vnid| {
+        let message = "dropped: it had an egress IP, and its NetNamespace is not there while an \
+                       object could not be read: correct that object";
+        Condition::new(format!("VNID/{vnid}"), Reason::Invalid, message)
+    });
+    no_room.chain(unread).collect()
 }
 
 /// The egress IPs as they shall be on the uplink.

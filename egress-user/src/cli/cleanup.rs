@@ -1,11 +1,14 @@
 //! `egress cleanup`: every trace of an agent that does not run any more.
 use std::{collections::BTreeSet, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Exit, Place, print, unfit};
 use crate::{
-    agent::status::{Status, StatusFile},
+    agent::{
+        lock::Lock,
+        status::{Status, StatusFile},
+    },
     bpf,
     netlink::Netlink,
     ovs::{Ovs, Presence},
@@ -35,10 +38,8 @@ pub fn run(args: Args) -> Result<Exit> {
 /// Addresses and flows first: with the programs gone, nothing would stop what they let in.
 async fn clean(args: &Args) -> Result<()> {
     let Place { bpffs, run_dir } = &args.place;
+    let lock = Lock::take(run_dir)?;
     let status = Status::read(run_dir)?;
-    if let Some(pid) = status.as_ref().map(|status| status.pid).filter(|pid| is_agent(*pid)) {
-        bail!("the agent runs here (pid {pid}): stop it first, it would make everything anew");
-    }
     if let Some(status) = &status {
         release(status, run_dir).await?;
     }
@@ -52,8 +53,8 @@ async fn clean(args: &Args) -> Result<()> {
     for pin in bpf::remove_pins(bpffs)? {
         print(&format!("removed {}\n", pin.display()))?;
     }
-    StatusFile::open(run_dir)?.remove();
-    Ok(())
+    StatusFile::new(run_dir).remove();
+    lock.remove()
 }
 
 /// The addresses that a killed agent left behind; those that were there before it stay.
@@ -61,7 +62,7 @@ async fn release(status: &Status, run_dir: &Path) -> Result<()> {
     let netlink = Netlink::open()?;
     let Some(uplink) = netlink.link_by_name(&status.uplink).await? else { return Ok(()) };
     let Some(node_ip) = status.node_ip else { return Ok(()) };
-    let mut owned = StatusFile::open(run_dir)?.owned();
+    let mut owned = StatusFile::new(run_dir).owned();
     let outcomes =
         addresses::reconcile(&netlink, &uplink, node_ip, &BTreeSet::new(), &mut owned).await?;
     for (ip, outcome) in outcomes {
@@ -74,13 +75,4 @@ async fn release(status: &Status, run_dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether this process is an agent: the number may have been given to another one since.
-pub fn is_agent(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-        let mut words = line.split(|byte| *byte == 0);
-        words.next().is_some_and(|program| program.ends_with(b"egress"))
-            && words.next() == Some(b"run".as_slice())
-    })
 }

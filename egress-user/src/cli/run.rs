@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use super::{Exit, Place, unfit};
 use crate::{
     agent::{self, Settings},
-    source::files::Input,
+    source::watch::Watched,
 };
 
 #[derive(Debug, clap::Args)]
@@ -26,14 +26,13 @@ pub fn run(args: Args) -> Result<Exit> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let Args { files, config, place: Place { bpffs, run_dir } } = args;
     // What is wrong with the files is found before anything of the node is touched.
-    let paths: Vec<PathBuf> = files.iter().chain(&config).cloned().collect();
-    Input::read(&paths)?;
+    let mut watched = Watched::new(&files, config.as_deref());
+    let input = watched.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let settings = Settings { files, config, bpffs, run_dir };
-    match runtime.block_on(agent::run(settings)) {
+    match runtime.block_on(agent::run(Settings { bpffs, run_dir }, watched, input)) {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Ok(unfit(&error)),
     }

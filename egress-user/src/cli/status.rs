@@ -9,9 +9,12 @@ use egress_common::{
 };
 use serde::Serialize;
 
-use super::{Exit, Output, Place, cleanup::is_agent, print, unfit};
+use super::{Exit, Output, Place, print, unfit};
 use crate::{
-    agent::status::{Status, Told},
+    agent::{
+        lock,
+        status::{Status, Told},
+    },
     bpf::{self, Maps},
 };
 
@@ -96,7 +99,7 @@ fn report(place: &Place) -> Result<Report> {
     let pins = bpf::pins(&place.bpffs);
     let maps = Maps::open(&pins)?;
     Ok(Report {
-        agent: Agent { pid: status.pid, running: is_agent(status.pid) },
+        agent: Agent { pid: status.pid, running: lock::holder(&place.run_dir).is_some() },
         attached: attached(&status),
         policies: policies(&maps)?,
         flows: Flows {
@@ -142,14 +145,20 @@ fn policies(maps: &Maps) -> Result<Vec<Policy>> {
     let mut policies = Vec::new();
     for entry in maps.policy.iter() {
         let (vnid, index) = entry.context("read the map policy")?;
-        let slot = maps.slots.get(&index, 0).context("read the map slots")?.0;
-        let counted = maps.slot_counters.get(&index, 0).context("read the map slot_counters")?;
+        // A VNID that found no room has no slot, and is dropped.
+        let (translated, egress_ip, counted) = if index < maps.slots.len() {
+            let slot = maps.slots.get(&index, 0).context("read the map slots")?.0;
+            let counted =
+                maps.slot_counters.get(&index, 0).context("read the map slot_counters")?;
+            (slot.action == action::SNAT, slot.egress_ip, counted.to_vec())
+        } else {
+            (false, [0; 4], Vec::new())
+        };
         let sum = |field: fn(&SlotCounters) -> u64| counted.iter().map(|cpu| field(&cpu.0)).sum();
-        let translated = slot.action == action::SNAT;
         policies.push(Policy {
             vnid,
             action: if translated { "snat" } else { "drop" },
-            egress_ip: translated.then(|| slot.egress_ip.into()),
+            egress_ip: translated.then(|| egress_ip.into()),
             original_packets: sum(|counters| counters.original_packets),
             original_bytes: sum(|counters| counters.original_bytes),
             reply_packets: sum(|counters| counters.reply_packets),

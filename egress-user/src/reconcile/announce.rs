@@ -60,6 +60,11 @@ impl Schedule {
         Self { settings, held: BTreeMap::new() }
     }
 
+    /// Other settings from each address' next turn on.
+    pub fn set(&mut self, settings: AnnounceSettings) {
+        self.settings = settings;
+    }
+
     /// These addresses are held from now on: a new one begins its burst at once, one that is gone
     /// is not announced again, all others keep their turn.
     pub fn hold(&mut self, addresses: &BTreeSet<Ipv4Addr>, now: Instant) {

@@ -1,6 +1,4 @@
 //! Which program runs on which interface: looked at, and mended.
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 
 use crate::bpf::{DataPlane, Hook};
@@ -16,8 +14,8 @@ pub enum Outcome {
     Failed(anyhow::Error),
 }
 
-/// Attaches what is not attached. One broken interface does not stop the others.
-pub fn reconcile(data_plane: &mut DataPlane, desired: &[Place]) -> BTreeMap<Place, Outcome> {
+/// Attaches what is not attached, in the order given. One broken interface does not stop the others.
+pub fn reconcile(data_plane: &mut DataPlane, desired: &[Place]) -> Vec<(Place, Outcome)> {
     desired
         .iter()
         .map(|(hook, interface)| {

@@ -3,12 +3,15 @@
 //! Reads what the kernel holds, compares, and writes only the difference. A slot is emptied before
 //! it is used for another tenant, and not in the same round: a packet under way must not find a
 //! stranger's address in it.
+//!
+//! Surprising: a VNID for which there is no slot is known all the same, with a slot that does not
+//! exist. The programs drop what has no slot of its own, but let pass a VNID they do not know.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use egress_common::abi::{Config, NodeHop, Slot, SlotCounters, action};
 
@@ -19,6 +22,9 @@ use crate::bpf::{Maps, Plain};
 pub struct Desired {
     /// By VNID.
     pub policies: BTreeMap<u32, Tenant>,
+    /// Not `None`: some objects could not be read, and these VNIDs' could. Any other one that has a
+    /// policy and is not among `policies` is dropped, not let out.
+    pub readable: Option<BTreeSet<u32>>,
     pub nodes: BTreeSet<Ipv4Addr>,
 }
 
@@ -44,13 +50,17 @@ impl Tenant {
     }
 }
 
-/// How much a round changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Changed {
-    pub policies: usize,
-    pub egress_ips: usize,
-    pub nodes: usize,
+/// The VNIDs that are dropped although nobody asked for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// They shall be translated, and found no slot.
+    pub no_room: BTreeSet<u32>,
+    /// Their object may be among those that could not be read.
+    pub unread: BTreeSet<u32>,
 }
+
+/// The slot of those that have none.
+const NO_SLOT: u32 = u32::MAX;
 
 /// Writes the settings if they differ, keeping the next hops' generation unless it is raised.
 pub fn configure(maps: &mut Maps, config: &Config) -> Result<bool> {
@@ -68,15 +78,21 @@ pub fn settings(maps: &Maps) -> Result<Config> {
 
 /// Makes policies, egress IPs and nodes what they shall be. Nodes first: a policy is of no use
 /// while its packets are refused at the door.
-pub fn reconcile(maps: &mut Maps, desired: &Desired) -> Result<Changed> {
-    Ok(Changed {
-        nodes: reconcile_nodes(maps, &desired.nodes)?,
-        policies: reconcile_policies(maps, &desired.policies)?,
-        egress_ips: reconcile_egress_ips(maps)?,
-    })
+pub fn reconcile(maps: &mut Maps, desired: &Desired) -> Result<Dropped> {
+    reconcile_nodes(maps, &desired.nodes)?;
+    let mut policies = desired.policies.clone();
+    let mut unread = BTreeSet::new();
+    if let Some(readable) = &desired.readable {
+        let is_known = |vnid: &u32| policies.contains_key(vnid) || readable.contains(vnid);
+        unread = held(maps)?.into_keys().filter(|vnid| !is_known(vnid)).collect();
+        policies.extend(unread.iter().map(|vnid| (*vnid, Tenant::Drop)));
+    }
+    let no_room = reconcile_policies(maps, &policies)?;
+    reconcile_egress_ips(maps)?;
+    Ok(Dropped { no_room, unread })
 }
 
-fn reconcile_nodes(maps: &mut Maps, desired: &BTreeSet<Ipv4Addr>) -> Result<usize> {
+fn reconcile_nodes(maps: &mut Maps, desired: &BTreeSet<Ipv4Addr>) -> Result<()> {
     let observed: BTreeSet<Ipv4Addr> = maps
         .nodes
         .keys()
@@ -94,47 +110,52 @@ fn reconcile_nodes(maps: &mut Maps, desired: &BTreeSet<Ipv4Addr>) -> Result<usiz
             .remove(&node.octets())
             .with_context(|| format!("remove node {node} from the map nodes"))?;
     }
-    Ok(change.add.len() + change.remove.len())
+    Ok(())
 }
 
-fn reconcile_policies(maps: &mut Maps, desired: &BTreeMap<u32, Tenant>) -> Result<usize> {
-    let mut observed = BTreeMap::new();
-    for entry in maps.policy.iter() {
-        let (vnid, index) = entry.context("read the map policy")?;
-        observed.insert(vnid, index);
-    }
-    let mut changed = 0;
-    let mut used: BTreeSet<u32> = observed.values().copied().collect();
-    for (vnid, tenant) in desired {
-        let what = || format!("write the policy of VNID {vnid}");
-        let wanted = tenant.slot(*vnid);
-        if let Some(index) = observed.get(vnid) {
-            if maps.slots.get(index, 0).with_context(what)?.0 != wanted {
-                maps.slots.set(*index, Plain(wanted), 0).with_context(what)?;
-                changed += 1;
-            }
-            continue;
-        }
-        let index = (0..).find(|index| !used.contains(index)).unwrap_or_default();
-        ensure!(
-            index < maps.slots.len(),
-            "VNID {vnid} finds no room among {} policies: raise policies.max and let `egress \
-             cleanup` make the maps anew",
-            maps.slots.len()
-        );
-        maps.slots.set(index, Plain(wanted), 0).with_context(what)?;
-        clear_counters(maps, index).with_context(what)?;
-        maps.policy.insert(vnid, index, 0).with_context(what)?;
-        used.insert(index);
-        changed += 1;
-    }
+/// The slots of the VNIDs that the maps know.
+fn held(maps: &Maps) -> Result<BTreeMap<u32, u32>> {
+    maps.policy.iter().collect::<Result<_, _>>().context("read the map policy")
+}
+
+/// Returns who shall be translated and found no slot. Those that are translated come first.
+fn reconcile_policies(maps: &mut Maps, desired: &BTreeMap<u32, Tenant>) -> Result<BTreeSet<u32>> {
+    let observed = held(maps)?;
+    let used: BTreeSet<u32> = observed.values().copied().collect();
+    let mut free = (0..maps.slots.len()).filter(|index| !used.contains(index));
     for (vnid, index) in observed.iter().filter(|(vnid, _)| !desired.contains_key(vnid)) {
         let what = || format!("remove the policy of VNID {vnid}");
         maps.policy.remove(vnid).with_context(what)?;
-        maps.slots.set(*index, Plain(Slot::zeroed()), 0).with_context(what)?;
-        changed += 1;
+        if *index != NO_SLOT {
+            maps.slots.set(*index, Plain(Slot::zeroed()), 0).with_context(what)?;
+        }
     }
-    Ok(changed)
+    let mut no_room = BTreeSet::new();
+    let (translated, dropped): (Vec<_>, Vec<_>) =
+        desired.iter().partition(|(_, tenant)| matches!(tenant, Tenant::Snat { .. }));
+    for (vnid, tenant) in translated.into_iter().chain(dropped) {
+        let what = || format!("write the policy of VNID {vnid}");
+        let wanted = tenant.slot(*vnid);
+        let there = observed.get(vnid).copied();
+        if let Some(index) = there.filter(|index| *index != NO_SLOT) {
+            if maps.slots.get(&index, 0).with_context(what)?.0 != wanted {
+                maps.slots.set(index, Plain(wanted), 0).with_context(what)?;
+            }
+            continue;
+        }
+        let slot = free.next();
+        if let Some(index) = slot {
+            maps.slots.set(index, Plain(wanted), 0).with_context(what)?;
+            clear_counters(maps, index).with_context(what)?;
+        } else if matches!(tenant, Tenant::Snat { .. }) {
+            no_room.insert(*vnid);
+        }
+        let index = slot.unwrap_or(NO_SLOT);
+        if there != Some(index) {
+            maps.policy.insert(vnid, index, 0).with_context(what)?;
+        }
+    }
+    Ok(no_room)
 }
 
 fn clear_counters(maps: &mut Maps, index: u32) -> Result<()> {
@@ -147,10 +168,9 @@ fn clear_counters(maps: &mut Maps, index: u32) -> Result<()> {
 }
 
 /// The egress IPs follow from the slots: which address belongs to which slot.
-fn reconcile_egress_ips(maps: &mut Maps) -> Result<usize> {
+fn reconcile_egress_ips(maps: &mut Maps) -> Result<()> {
     let mut desired = BTreeMap::new();
-    for entry in maps.policy.iter() {
-        let (_, index) = entry.context("read the map policy")?;
+    for index in held(maps)?.into_values().filter(|index| *index != NO_SLOT) {
         let slot = maps.slots.get(&index, 0).context("read the map slots")?.0;
         if slot.action == action::SNAT {
             desired.insert(slot.egress_ip, index);
@@ -158,32 +178,24 @@ fn reconcile_egress_ips(maps: &mut Maps) -> Result<usize> {
     }
     let observed: BTreeMap<[u8; 4], u32> =
         maps.egress_ips.iter().collect::<Result<_, _>>().context("read the map egress_ips")?;
-    let mut changed = 0;
     for (ip, index) in &desired {
         if observed.get(ip) != Some(index) {
             maps.egress_ips
                 .insert(ip, index, 0)
                 .with_context(|| format!("enter the egress IP {}", Ipv4Addr::from(*ip)))?;
-            changed += 1;
         }
     }
     for ip in observed.keys().filter(|ip| !desired.contains_key(*ip)) {
         maps.egress_ips
             .remove(ip)
             .with_context(|| format!("remove the egress IP {}", Ipv4Addr::from(*ip)))?;
-        changed += 1;
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// Turns every policy into a drop: what a stopping agent leaves behind lets nothing out.
 pub fn close(maps: &mut Maps) -> Result<()> {
-    let mut held = BTreeMap::new();
-    for entry in maps.policy.iter() {
-        let (vnid, _) = entry.context("read the map policy")?;
-        held.insert(vnid, Tenant::Drop);
-    }
-    reconcile_policies(maps, &held)?;
-    reconcile_egress_ips(maps)?;
-    Ok(())
+    let drops = held(maps)?.into_keys().map(|vnid| (vnid, Tenant::Drop)).collect();
+    reconcile_policies(maps, &drops)?;
+    reconcile_egress_ips(maps)
 }

@@ -7,9 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::files::Input;
+use crate::model::Objects;
 
 /// What tells that a file is another one than before.
 type Stamp = (u64, u64, i64, i64);
@@ -18,24 +19,38 @@ type Stamp = (u64, u64, i64, i64);
 #[derive(Debug)]
 pub struct Watched {
     paths: Vec<PathBuf>,
+    /// Whether one of them was given as the AgentConfig's.
+    with_config: bool,
     stamps: BTreeMap<PathBuf, Option<Stamp>>,
 }
 
 impl Watched {
     pub fn new(files: &[PathBuf], config: Option<&Path>) -> Self {
         let paths = files.iter().cloned().chain(config.map(Path::to_owned)).collect();
-        Self { paths, stamps: BTreeMap::new() }
+        Self { paths, with_config: config.is_some(), stamps: BTreeMap::new() }
     }
 
-    /// Reads all files. Refused objects are named in the log.
+    /// Reads all files.
     ///
     /// # Errors
-    /// A file that cannot be read, or an AgentConfig that cannot be used.
+    /// A file that cannot be read, an AgentConfig that cannot be used or is not there although its
+    /// file was given, or no object to work for.
     pub fn read(&mut self) -> Result<Input> {
         self.stamps = self.look();
         let input = Input::read(&self.paths)?;
-        for condition in input.objects.refused() {
-            log::warn!("{} refused: {}", condition.object, condition.message);
+        ensure!(
+            !self.with_config || input.config.is_some(),
+            "--config: there is no AgentConfig in it"
+        );
+        // A file being written looks like this for a moment; so does a mistake.
+        let Objects { host_subnets, net_namespaces, .. } = &input.objects;
+        if host_subnets.is_empty() && net_namespaces.is_empty() {
+            let mut refused = input.objects.refused();
+            let why = refused.next().map_or_else(
+                || "give them with -f".to_owned(),
+                |first| format!("{} was refused: {}", first.object, first.message),
+            );
+            bail!("the files hold no HostSubnet and no NetNamespace: {why}");
         }
         Ok(input)
     }
@@ -45,15 +60,7 @@ impl Watched {
     /// # Errors
     /// As [`Watched::read`]; the files count as read, so one change is one message.
     pub fn changed(&mut self) -> Result<Option<Input>> {
-        if self.look() == self.stamps {
-            return Ok(None);
-        }
-        let input = self.read()?;
-        if input.objects.host_subnets.is_empty() && input.objects.net_namespaces.is_empty() {
-            // A file being written looks like this for a moment; so does a mistake.
-            bail!("the files hold no HostSubnet and no NetNamespace any more");
-        }
-        Ok(Some(input))
+        if self.look() == self.stamps { Ok(None) } else { self.read().map(Some) }
     }
 
     fn look(&self) -> BTreeMap<PathBuf, Option<Stamp>> {
