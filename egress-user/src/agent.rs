@@ -400,11 +400,10 @@ impl Agent {
         let mut conditions = Vec::new();
         match node::identify(&self.netlink, &self.config).await {
             Ok(identity) => {
-                let before = &self.identity.uplink;
-                let returned =
-                    identity.uplink.up && (!before.up || before.index != identity.uplink.index);
+                let returned = identity.uplink.is_back_since(&self.identity.uplink);
                 self.identity = identity;
                 if returned {
+                    info!("{} is back: announcing again", self.identity.uplink.name);
                     self.announce_again();
                 }
             }

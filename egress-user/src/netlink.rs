@@ -37,6 +37,17 @@ pub struct Link {
     pub kind: Option<String>,
     /// Switched on and with carrier: a frame sent now can leave.
     pub up: bool,
+    /// How often the carrier went, since the link was made.
+    pub outages: u32,
+}
+
+impl Link {
+    /// Whether this link can send now and `before`, an earlier look, was not the same link without
+    /// an interruption since: who is beyond may have forgotten us.
+    pub fn is_back_since(&self, before: &Self) -> bool {
+        let unbroken = before.up && before.index == self.index && before.outages == self.outages;
+        self.up && !unbroken
+    }
 }
 
 /// An IPv4 address of a link.
@@ -193,12 +204,14 @@ fn link_of(message: LinkMessage) -> Link {
         mtu: 0,
         kind: None,
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        outages: 0,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::CarrierDownCount(count) => link.outages = count,
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

@@ -99,6 +99,7 @@ mod tests {
             mtu: 1500,
             kind: Some("tun".into()),
             up: true,
+            outages: 0,
         };
         let error = ArpSocket::open(&tun).err().unwrap();
         assert!(error.to_string().starts_with("tun7 has no Ethernet address"));
