@@ -189,9 +189,9 @@ pub struct OriginalFlow {
     pub slot: u32,
     /// Where the pod's packets come from: see [`ReplyFlow::node`].
     pub node: Cell<[u8; 4]>,
+    pub ifindex: Cell<u32>,
     /// The same number in both entries of a flow: tells a reused entry from the one meant.
     pub tag: u32,
-    pub pad2: u32,
     pub life: Life,
     pub packets: Cell<u64>,
     pub bytes: Cell<u64>,
@@ -228,8 +228,8 @@ pub struct OriginalRecord {
     pub hop: [u64; 2],
     pub slot: u32,
     pub node: [u8; 4],
+    pub ifindex: u32,
     pub tag: u32,
-    pub pad2: u32,
     pub life: u64,
     pub packets: u64,
     pub bytes: u64,

@@ -70,7 +70,8 @@ pub fn find_or_create<T: Tables>(
         remove_pair(tables, flow, scratch);
         return create(tables, context, scratch);
     }
-    if flow.node.get() != scratch.origin.node {
+    let Origin { node, ifindex, .. } = scratch.origin;
+    if flow.node.get() != node || flow.ifindex.get() != ifindex {
         move_home(tables, flow, scratch)?;
     }
     if context.flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
@@ -110,6 +111,7 @@ fn move_home<T: Tables>(
         reply.macs.set(scratch.origin.macs);
     }
     flow.node.set(scratch.origin.node);
+    flow.ifindex.set(scratch.origin.ifindex);
     Ok(())
 }
 
@@ -254,12 +256,12 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         hop: NextHop::new(scratch.macs, generation),
         slot: scratch.translation.slot,
         node: scratch.origin.node.into(),
+        ifindex: scratch.origin.ifindex.into(),
         tag: scratch.tag,
         life: Life::new(context.now, context.flags),
         packets: 1.into(),
         bytes: context.length.into(),
         pad: 0,
-        pad2: 0,
     };
     match tables.insert_original(&scratch.key, &scratch.original) {
         Ok(()) => Ok(()),
