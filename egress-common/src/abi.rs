@@ -45,6 +45,8 @@ pub mod data_path {
     /// The arriving packet is only marked; it is forwarded by the stack and translated on the
     /// uplink's egress.
     pub const STACK: u8 = 1;
+    /// As `TC`, but VXLAN is left to the tunnel device, both ways.
+    pub const TUNNEL: u8 = 2;
 }
 
 /// The node's settings: the one element of the `config` map.

@@ -41,7 +41,7 @@ const PLAIN_VXLAN: [u8; 4] = [0x08, 0, 0, 0];
 /// A packet for this node: VXLAN of a tenant with a policy is translated at once, all else passes.
 #[inline(always)]
 pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32, Reason> {
-    if config.data_path == data_path::STACK || recognise(skb, config, scratch) != said::TRANSLATE {
+    if config.data_path != data_path::TC || recognise(skb, config, scratch) != said::TRANSLATE {
         return Ok(act::PASS);
     }
     match ask_original::<INNER>(skb, scratch) {
@@ -103,6 +103,9 @@ fn recognise(skb: &Skb, config: &Config, scratch: &mut Scratch) -> u32 {
 /// Whether a reply can be encapsulated here: whole, and in one outer packet.
 #[inline(always)]
 pub fn carries(skb: &Skb, config: &Config) -> bool {
+    if config.data_path != data_path::TC {
+        return false;
+    }
     let length = skb.frame_length();
     let payload = skb.gso_size();
     if payload == 0 {

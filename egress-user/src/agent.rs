@@ -32,6 +32,7 @@ use crate::{
         announce::Schedule,
         attachments, flows,
         maps::{self, Dropped},
+        masquerade,
     },
     source::{files::Input, watch::Watched},
     sweep::sweep,
@@ -93,6 +94,8 @@ struct Agent {
     /// Egress IPs on the uplink, ours or found there.
     held: BTreeSet<Ipv4Addr>,
     conflicts: BTreeSet<Ipv4Addr>,
+    /// Whether marked packets may be exempted from the node's NAT here: a predecessor's word counts.
+    exempts: bool,
     retry: Retry,
     status: StatusFile,
     /// Held as long as the agent runs.
@@ -193,6 +196,7 @@ impl Agent {
             schedule: Schedule::new(node::announcing(&config)),
             held: BTreeSet::new(),
             conflicts: BTreeSet::new(),
+            exempts: true,
             retry: Retry::default(),
             watched,
             config,
@@ -224,6 +228,7 @@ impl Agent {
 
     async fn round_with(&mut self, mut conditions: Vec<Condition>) {
         self.observe_ovs(&mut conditions).await;
+        self.exempt(&mut conditions).await;
         let unclaimed = self.unclaimed().await.unwrap_or_else(|error| {
             conditions.push(failed("Agent/addresses", &error));
             BTreeSet::new()
@@ -292,6 +297,18 @@ impl Agent {
                 }
             }
             Err(error) => conditions.push(failed("Agent/ovs", &error)),
+        }
+    }
+
+    /// In stack mode the node's own NAT is kept away from what the uplink's egress translates.
+    async fn exempt(&mut self, conditions: &mut Vec<Condition>) {
+        let marks = tables::exempted(&self.config, &self.plan_without(&self.conflicts));
+        if marks.is_none() && !self.exempts {
+            return;
+        }
+        match masquerade::reconcile(marks.as_ref()).await {
+            Ok(_) => self.exempts = marks.is_some(),
+            Err(error) => conditions.push(failed("Agent/masquerade", &error)),
         }
     }
 
@@ -451,6 +468,11 @@ impl Agent {
             addresses::reconcile(netlink, &identity.uplink, identity.ip, &BTreeSet::new(), owned)
                 .await;
         let closed = maps::close(&mut self.maps);
+        if self.exempts
+            && let Err(error) = masquerade::reconcile(None).await
+        {
+            error!("{error:#}");
+        }
         self.status.remove();
         for (ip, outcome) in released? {
             if let Outcome::Failed(error) = outcome {

@@ -121,6 +121,8 @@ pub enum DataPath {
     Auto,
     Tc,
     Xdp,
+    /// As `Tc`, but VXLAN is left to the tunnel device: for nodes where it has to be seen there.
+    Tunnel,
     /// Marked on ingress, forwarded by the kernel, translated on the uplink's egress.
     Stack,
 }

@@ -26,7 +26,8 @@ use crate::{
 };
 
 /// Time for the agent to load its programs and claim its addresses, or to take it all back.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// What the rig has to wait for comes well before.
+pub const DEADLINE: Duration = Duration::from_secs(30);
 const CONFIG: &str = "/run/agent.yaml";
 /// The objects' file, in the agent's mounts.
 pub const OBJECTS: &str = "/run/objects.yaml";

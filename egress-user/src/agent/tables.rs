@@ -79,6 +79,7 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         mark_old: u8::from(layout(config, node.ovs) == Layout::Old),
         data_path: match config.data_path {
             DataPath::Stack => data_path::STACK,
+            DataPath::Tunnel => data_path::TUNNEL,
             DataPath::Auto | DataPath::Tc | DataPath::Xdp => data_path::TC,
         },
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
@@ -176,6 +177,12 @@ pub fn dropped(dropped: &Dropped, config: &AgentConfig) -> Vec<Condition> {
         Condition::new(format!("VNID/{vnid}"), Reason::Invalid, message)
     });
     no_room.chain(unread).collect()
+}
+
+/// The marks that the node's own NAT is kept away from: only where the stack forwards.
+pub fn exempted(config: &AgentConfig, plan: &Plan) -> Option<BTreeSet<u32>> {
+    (config.data_path == DataPath::Stack)
+        .then(|| plan.policies.iter().map(|policy| policy.mark).collect())
 }
 
 /// The egress IPs as they shall be on the uplink.

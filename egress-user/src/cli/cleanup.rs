@@ -12,7 +12,7 @@ use crate::{
     bpf,
     netlink::Netlink,
     ovs::{Ovs, Presence},
-    reconcile::{addresses, flows},
+    reconcile::{addresses, flows, masquerade},
 };
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +49,9 @@ async fn clean(args: &Args) -> Result<()> {
         if !change.is_empty() {
             print(&format!("removed {} flows from {}\n", change.remove_flows.len(), args.bridge))?;
         }
+    }
+    if masquerade::reconcile(None).await? {
+        print("removed the nftables table ip egress\n")?;
     }
     for pin in bpf::remove_pins(bpffs)? {
         print(&format!("removed {}\n", pin.display()))?;
