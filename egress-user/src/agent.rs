@@ -418,7 +418,7 @@ impl Agent {
     }
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
-        let status = Status::new(&self.identity, plan, conditions, &self.places());
+        let status = Status::new(&self.identity, &self.objects, plan, conditions, &self.places());
         for condition in self.status.news(&status) {
             warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }
@@ -502,13 +502,13 @@ impl Agent {
             addresses::reconcile(netlink, &identity.uplink, identity.ip, &BTreeSet::new(), owned)
                 .await;
         let closed = maps::close(&mut self.maps);
-        self.status.remove();
+        let told = self.status.stop();
         for (ip, outcome) in released? {
             if let Outcome::Failed(error) = outcome {
                 error!("release {ip}: {error:#}");
             }
         }
-        closed
+        closed.and(told)
     }
 }
 

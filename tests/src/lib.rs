@@ -1,5 +1,6 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
 pub mod gateway;
+pub mod lone;
 pub mod netns;
 pub mod ovs;
 pub mod report;
