@@ -391,7 +391,7 @@ impl Agent {
     }
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
-        let status = Status::new(&self.identity, plan, conditions, &self.places());
+        let status = Status::new(&self.identity, &self.objects, plan, conditions, &self.places());
         for condition in self.status.news(&status) {
             warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }
@@ -473,13 +473,13 @@ impl Agent {
         {
             error!("{error:#}");
         }
-        self.status.remove();
+        let told = self.status.stop();
         for (ip, outcome) in released? {
             if let Outcome::Failed(error) = outcome {
                 error!("release {ip}: {error:#}");
             }
         }
-        closed
+        closed.and(told)
     }
 }
 

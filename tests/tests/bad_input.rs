@@ -7,58 +7,20 @@ use aya::maps::{Array, MapData};
 use egress_common::abi::TICK_SHIFT;
 use egress_tests::{
     gateway::Gateway,
+    lone::{config, egress_ips, node, with},
     netns::{Netns, wait_until},
-    rig::{
-        Rig,
-        objects::{AGENT_CONFIG, CLUSTER_OBJECTS},
-    },
+    rig::{Rig, objects::CLUSTER_OBJECTS},
     traffic::{UdpServer, udp_exchange},
 };
 use egress_user::bpf::{self, Maps};
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Without probing, which takes seconds and has its own tests.
-const PROBE: (&str, &str) = ("probe: true", "probe: false");
 const BPFFS: &str = bpf::BPFFS;
-
-/// The examples' egress node, without anybody around it.
-fn node() -> Result<Netns> {
-    let netns = Netns::alone("bad")?;
-    netns.ip("link add ens18 type veth peer name far\n\
-         link set far up\n\
-         link set ens18 up\n\
-         addr add 10.0.0.2/24 dev ens18\n\
-         link add tun0 type veth peer name pods\n\
-         link add vxlan_sys_4789 type vxlan external dstport 4789 nolearning\n")?;
-    Ok(netns)
-}
-
-/// The example's text, changed.
-fn with(text: &str, (from, to): (&str, &str)) -> String {
-    assert!(text.contains(from), "the example has no {from}");
-    text.replace(from, to)
-}
-
-fn config() -> String {
-    with(AGENT_CONFIG, PROBE)
-}
-
-/// The egress IPs on the uplink.
-fn addresses(netns: &Netns) -> Result<Vec<String>> {
-    let text = netns.exec("ip -j -4 addr show dev ens18")?;
-    let json: Value = serde_json::from_str(&text)?;
-    let list = json[0]["addr_info"].as_array().context("no addr_info")?;
-    let local = |address: &Value| address["local"].as_str().map(str::to_owned);
-    let mut addresses: Vec<String> =
-        list.iter().filter_map(local).filter(|ip| ip != "10.0.0.2").collect();
-    addresses.sort();
-    Ok(addresses)
-}
 
 /// Neither an address nor a pin is left by an agent that did not start.
 fn assert_nothing_done(netns: &Netns, gateway: &Gateway<'_>) -> Result<()> {
-    assert_eq!(addresses(netns)?, [""; 0]);
+    assert_eq!(egress_ips(netns)?, [""; 0]);
     let pinned = gateway.beside(|| Path::new(BPFFS).join("egress").exists())?;
     ensure!(!pinned, "pins were left behind");
     Ok(())
@@ -183,11 +145,11 @@ fn pins_of_another_make_are_refused_and_left_alone() -> Result<()> {
     let pin_name = pin.display().to_string();
     let words = [pin_name.as_str(), "another layout", "egress cleanup"];
     assert_refused(gateway.refused(&[])?, 3, &words);
-    assert_eq!(addresses(&netns)?, [""; 0]);
+    assert_eq!(egress_ips(&netns)?, [""; 0]);
     let left = gateway.beside(|| fs::read_dir(&maps).map(Iterator::count))??;
     assert_eq!(left, 1, "only the other's map is there");
     let cleaned = gateway.egress(&["cleanup"])?;
-    assert!(String::from_utf8_lossy(&cleaned.stdout).contains(&pin_name), "{cleaned:?}");
+    assert!(String::from_utf8_lossy(&cleaned.stdout).contains("/v1/maps (1)"), "{cleaned:?}");
 
     gateway.beside(|| fs::create_dir_all(Path::new(BPFFS).join("egress/v0/maps")))??;
     let words = ["egress/v0", "another egress version", "egress cleanup"];
@@ -213,7 +175,7 @@ fn a_second_agent_is_refused_and_the_first_goes_on() -> Result<()> {
         (&status["agent"]["running"], status["agent"]["pid"].to_string()),
         (&true.into(), pid)
     );
-    assert_eq!(addresses(&netns)?, ["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
+    assert_eq!(egress_ips(&netns)?, ["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
     let programs = status["attached"].as_array().context("attached")?;
     assert!(programs.iter().all(|program| program["attached"] == true), "{programs:?}");
     Ok(())
@@ -261,7 +223,7 @@ fn refused_objects_are_named_and_all_others_served() -> Result<()> {
         assert!(words.iter().all(|word| told.contains(word)), "{object}: {told}");
         assert!(gateway.log().contains(object), "{object} is not in the log");
     }
-    assert_eq!(addresses(&netns)?, ["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
+    assert_eq!(egress_ips(&netns)?, ["10.0.0.11", "10.0.0.12", "10.0.0.13"]);
     for (vnid, expected) in [
         (7_305_526, Some("snat")),
         (14_640_467, Some("snat")),
@@ -291,14 +253,14 @@ fn files_that_turn_bad_change_nothing_and_are_named_until_they_are_good() -> Res
 
     gateway.write_objects("# emptied by mistake\n")?;
     wait_for_condition(&gateway, "Agent/files", &["no HostSubnet and no NetNamespace"])?;
-    assert_eq!(addresses(&netns)?, all);
+    assert_eq!(egress_ips(&netns)?, all);
 
     gateway.write_objects(&with(CLUSTER_OBJECTS, ("netid: 7305526", "netid: 73055260")))?;
     let words = ["Invalid", "73055260", "stays as it was"];
     wait_for_condition(&gateway, "NetNamespace/egress-test", &words)?;
     let status = gateway.status()?;
     assert_eq!(action(&status, 7_305_526).as_deref(), Some("snat"));
-    assert_eq!(addresses(&netns)?, all);
+    assert_eq!(egress_ips(&netns)?, all);
 
     gateway.write_objects(CLUSTER_OBJECTS)?;
     wait_for_no_condition(&gateway, "NetNamespace/egress-test")

@@ -11,18 +11,27 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{condition::Condition, identity::Identity, plan::Plan, reconcile::attachments::Place};
+use crate::{
+    condition::Condition,
+    identity::Identity,
+    model::Objects,
+    plan::{Plan, Policy},
+    reconcile::attachments::Place,
+};
 
 /// The agent's own word. Counters are not in it: they are read from the maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     pub pid: u32,
+    /// It has left in order. What it said is what it left behind.
+    pub stopped: bool,
     pub node: String,
     pub node_ip: Option<Ipv4Addr>,
     pub uplink: String,
     pub addresses: Vec<Ipv4Addr>,
     pub attached: Vec<Attached>,
+    pub tenants: Vec<Tenant>,
     pub conditions: Vec<Told>,
 }
 
@@ -31,6 +40,17 @@ pub struct Status {
 pub struct Attached {
     pub hook: String,
     pub interface: String,
+}
+
+/// A VNID that asks for egress IPs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tenant {
+    pub vnid: u32,
+    pub namespaces: Vec<String>,
+    /// Those that it gets, here or on other nodes.
+    #[serde(rename = "egressIPs")]
+    pub egress_ips: Vec<Ipv4Addr>,
 }
 
 /// A condition as text.
@@ -44,12 +64,14 @@ pub struct Told {
 impl Status {
     pub fn new(
         identity: &Identity,
+        objects: &Objects,
         plan: &Plan,
         conditions: Vec<Condition>,
         places: &[Place],
     ) -> Self {
         Self {
             pid: process::id(),
+            stopped: false,
             node: identity.name.clone(),
             node_ip: Some(identity.ip),
             uplink: identity.uplink.name.clone(),
@@ -61,6 +83,7 @@ impl Status {
                     interface: interface.clone(),
                 })
                 .collect(),
+            tenants: plan.policies.iter().map(|policy| tenant(policy, objects)).collect(),
             conditions: conditions
                 .into_iter()
                 .map(|Condition { object, reason, message }| Told {
@@ -84,6 +107,16 @@ impl Status {
             }
         };
         serde_json::from_str(&text).with_context(|| format!("read {}", path.display())).map(Some)
+    }
+}
+
+fn tenant(policy: &Policy, objects: &Objects) -> Tenant {
+    let namespaces = objects.net_namespaces.values();
+    let own = namespaces.filter(|namespace| namespace.vnid == policy.vnid);
+    Tenant {
+        vnid: policy.vnid,
+        namespaces: own.map(|namespace| namespace.name.clone()).collect(),
+        egress_ips: policy.egress_ips.clone(),
     }
 }
 
@@ -143,7 +176,19 @@ impl StatusFile {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    /// The agent leaves in order: nothing more is to be said.
+    /// The agent leaves in order: it holds no address any more, and its programs stay.
+    pub fn stop(&mut self) -> Result<()> {
+        let last = Status {
+            stopped: true,
+            addresses: Vec::new(),
+            conditions: Vec::new(),
+            ..self.last.clone()
+        };
+        self.own(&BTreeSet::new());
+        self.write(&last)
+    }
+
+    /// Nothing is left that could be told of.
     pub fn remove(&self) {
         for name in [STATUS, OWNED] {
             // What was never written need not be removed.

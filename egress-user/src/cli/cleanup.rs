@@ -1,5 +1,8 @@
 //! `egress cleanup`: every trace of an agent that does not run any more.
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
@@ -38,44 +41,71 @@ pub fn run(args: Args) -> Result<Exit> {
 /// Addresses and flows first: with the programs gone, nothing would stop what they let in.
 async fn clean(args: &Args) -> Result<()> {
     let Place { bpffs, run_dir } = &args.place;
+    bpf::fit::check_privileges()?;
     let lock = Lock::take(run_dir)?;
-    let status = Status::read(run_dir)?;
-    if let Some(status) = &status {
-        release(status, run_dir).await?;
-    }
+    let mut done = match Status::read(run_dir)? {
+        Some(status) => release(&status, run_dir).await?,
+        None => Vec::new(),
+    };
     let ovs = Ovs::from_env(&args.bridge, "tun0");
     if let Presence::Present(_) = ovs.presence().await? {
         let change = flows::cleanup(&ovs).await?;
         if !change.is_empty() {
-            print(&format!("removed {} flows from {}\n", change.remove_flows.len(), args.bridge))?;
+            done.push(format!("removed {} flows from {}", change.remove_flows.len(), args.bridge));
         }
     }
     if masquerade::reconcile(None).await? {
-        print("removed the nftables table ip egress\n")?;
+        done.push("removed the nftables table ip egress".to_owned());
     }
-    for pin in bpf::remove_pins(bpffs)? {
-        print(&format!("removed {}\n", pin.display()))?;
-    }
+    done.extend(told(&bpf::remove_pins(bpffs)?));
     StatusFile::new(run_dir).remove();
-    lock.remove()
+    lock.remove()?;
+    for line in &done {
+        print(&format!("{line}\n"))?;
+    }
+    print(match done.is_empty() {
+        true => "nothing of egress was here\n",
+        false => "nothing is left: tenants' packets now leave as the node itself lets them\n",
+    })
+}
+
+/// What became of the pins, in words: links by their hook and interface, maps by their number.
+fn told(pins: &[PathBuf]) -> Vec<String> {
+    let (links, maps): (Vec<_>, Vec<_>) =
+        pins.iter().partition(|pin| pin.parent().is_some_and(|kind| kind.ends_with("links")));
+    let link = |pin: &PathBuf| {
+        let name = pin.file_name()?.to_str()?;
+        let (hook, interface) = name.split_once('-')?;
+        Some(format!("detached {hook} from {interface}"))
+    };
+    let mut lines: Vec<String> = links.into_iter().filter_map(link).collect();
+    if let Some(directory) = maps.first().and_then(|map| map.parent()) {
+        lines.push(format!(
+            "removed the maps in {} ({}), and the flows with them",
+            directory.display(),
+            maps.len()
+        ));
+    }
+    lines
 }
 
 /// The addresses that a killed agent left behind; those that were there before it stay.
-async fn release(status: &Status, run_dir: &Path) -> Result<()> {
+async fn release(status: &Status, run_dir: &Path) -> Result<Vec<String>> {
     let netlink = Netlink::open()?;
-    let Some(uplink) = netlink.link_by_name(&status.uplink).await? else { return Ok(()) };
-    let Some(node_ip) = status.node_ip else { return Ok(()) };
+    let Some(uplink) = netlink.link_by_name(&status.uplink).await? else { return Ok(Vec::new()) };
+    let Some(node_ip) = status.node_ip else { return Ok(Vec::new()) };
     let mut owned = StatusFile::new(run_dir).owned();
     let outcomes =
         addresses::reconcile(&netlink, &uplink, node_ip, &BTreeSet::new(), &mut owned).await?;
+    let mut done = Vec::new();
     for (ip, outcome) in outcomes {
         match outcome {
-            addresses::Outcome::Removed => print(&format!("released {ip}\n"))?,
+            addresses::Outcome::Removed => done.push(format!("released {ip} on {}", status.uplink)),
             addresses::Outcome::Failed(error) => {
                 return Err(error).with_context(|| format!("release {ip}"));
             }
             _ => {}
         }
     }
-    Ok(())
+    Ok(done)
 }

@@ -17,9 +17,10 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done; whatever conditions a plan has
   1  done, but some objects were refused: each is named on standard error and is as if absent
+     (`run` goes on with the others, and tells it in `status`)
   2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used
   3  this node is not fit for it, or there is nothing here: no privileges, kernel too old, device or
-     address missing, pinned maps of another layout, no agent";
+     address missing, pinned maps of another layout; `status`: no agent runs (what it left is shown)";
 
 /// Fixed source addresses for the tenants of a VXLAN network.
 #[derive(Debug, Parser)]

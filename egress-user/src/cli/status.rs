@@ -1,5 +1,9 @@
 //! `egress status`: what the agent said last, and what the maps count now.
-use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::Ipv4Addr,
+};
 
 use anyhow::{Context, Result, bail};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -31,12 +35,13 @@ pub fn run(args: Args) -> Result<Exit> {
         Ok(report) => report,
         Err(error) => return Ok(unfit(&error)),
     };
+    let exit = if report.agent.running { Exit::Done } else { Exit::Unfit };
     print(&match args.output {
         Output::Json => serde_json::to_string_pretty(&report)? + "\n",
         Output::Yaml => serde_saphyr::to_string(&report)?,
         Output::Table => table(&report),
     })?;
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// All that there is to know, from outside the agent.
@@ -46,7 +51,10 @@ struct Report {
     node: String,
     uplink: String,
     agent: Agent,
+    /// The egress IPs that live here.
     addresses: Vec<Ipv4Addr>,
+    /// Those of them that are not on the uplink.
+    missing: Vec<Ipv4Addr>,
     attached: Vec<Attached>,
     policies: Vec<Policy>,
     flows: Flows,
@@ -61,6 +69,8 @@ struct Report {
 struct Agent {
     pid: u32,
     running: bool,
+    /// It has left in order; its programs drop whoever has a policy.
+    stopped: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,9 +84,13 @@ struct Attached {
 #[serde(rename_all = "camelCase")]
 struct Policy {
     vnid: u32,
+    namespaces: Vec<String>,
+    /// What happens here to packets of the VNID.
     action: &'static str,
     #[serde(rename = "egressIP")]
     egress_ip: Option<Ipv4Addr>,
+    /// What it gets on other nodes.
+    elsewhere: Vec<Ipv4Addr>,
     original_packets: u64,
     original_bytes: u64,
     reply_packets: u64,
@@ -91,17 +105,19 @@ struct Flows {
 
 fn report(place: &Place) -> Result<Report> {
     let Some(status) = Status::read(&place.run_dir)? else {
-        bail!(
-            "no agent has left word in {}: is `egress run` running here?",
-            place.run_dir.display()
-        );
+        bail!("no agent has left word in {}: `egress run` starts one", place.run_dir.display());
     };
     let pins = bpf::pins(&place.bpffs);
     let maps = Maps::open(&pins)?;
     Ok(Report {
-        agent: Agent { pid: status.pid, running: lock::holder(&place.run_dir).is_some() },
+        agent: Agent {
+            pid: status.pid,
+            running: lock::holder(&place.run_dir).is_some(),
+            stopped: status.stopped,
+        },
+        missing: missing(&status)?,
         attached: attached(&status),
-        policies: policies(&maps)?,
+        policies: policies(&maps, &status)?,
         flows: Flows {
             count: maps.flows_original.keys().filter(Result::is_ok).count(),
             max: bpf::flow_capacity(&pins)?,
@@ -141,7 +157,21 @@ fn attached(status: &Status) -> Vec<Attached> {
         .collect()
 }
 
-fn policies(maps: &Maps) -> Result<Vec<Policy>> {
+/// The hosted addresses that the uplink does not carry.
+fn missing(status: &Status) -> Result<Vec<Ipv4Addr>> {
+    let mut missing: BTreeSet<Ipv4Addr> = status.addresses.iter().copied().collect();
+    for interface in nix::ifaddrs::getifaddrs().context("ask for the addresses")? {
+        // A label is no interface of its own.
+        let name = interface.interface_name.split(':').next().unwrap_or_default();
+        let address = interface.address.as_ref().and_then(|address| address.as_sockaddr_in());
+        if let Some(address) = address.filter(|_| name == status.uplink) {
+            missing.remove(&address.ip());
+        }
+    }
+    Ok(missing.into_iter().collect())
+}
+
+fn policies(maps: &Maps, status: &Status) -> Result<Vec<Policy>> {
     let mut policies = Vec::new();
     for entry in maps.policy.iter() {
         let (vnid, index) = entry.context("read the map policy")?;
@@ -155,8 +185,15 @@ fn policies(maps: &Maps) -> Result<Vec<Policy>> {
             (false, [0; 4], Vec::new())
         };
         let sum = |field: fn(&SlotCounters) -> u64| counted.iter().map(|cpu| field(&cpu.0)).sum();
+        let tenant = status.tenants.iter().find(|tenant| tenant.vnid == vnid);
+        let here = |ip: &Ipv4Addr| status.addresses.contains(ip);
         policies.push(Policy {
             vnid,
+            namespaces: tenant.map(|tenant| tenant.namespaces.clone()).unwrap_or_default(),
+            elsewhere: tenant
+                .map(|tenant| tenant.egress_ips.iter().copied().filter(|ip| !here(ip)).collect())
+                .filter(|_| !status.stopped)
+                .unwrap_or_default(),
             action: if translated { "snat" } else { "drop" },
             egress_ip: translated.then(|| egress_ip.into()),
             original_packets: sum(|counters| counters.original_packets),
@@ -190,38 +227,82 @@ fn table(report: &Report) -> String {
 }
 
 fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
-    let Report { node, uplink, agent, addresses, attached, policies, flows, .. } = report;
-    let running = if agent.running { "running" } else { "NOT running; its programs go on" };
-    writeln!(out, "node {node}, uplink {uplink}, agent {} {running}", agent.pid)?;
-    let hosted: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    writeln!(out, "hosted: {}", if hosted.is_empty() { "none".into() } else { hosted.join(", ") })?;
-    writeln!(out, "flows: {} of {}", flows.count, flows.max)?;
+    let Report { node, uplink, agent, addresses, missing, attached, flows, .. } = report;
+    writeln!(out, "node:   {node}, uplink {uplink}")?;
+    let pid = agent.pid;
+    match (agent.running, agent.stopped) {
+        (true, _) => writeln!(out, "agent:  running (pid {pid})")?,
+        (false, true) => writeln!(
+            out,
+            "agent:  stopped; its programs drop every VNID below, until `egress run` or `egress \
+             cleanup`"
+        )?,
+        (false, false) => writeln!(
+            out,
+            "agent:  NOT running (it was pid {pid}); its programs go on, but nobody looks after \
+             changes"
+        )?,
+    }
+    let hosted: Vec<String> = addresses
+        .iter()
+        .map(|ip| format!("{ip}{}", if missing.contains(ip) { " (MISSING)" } else { "" }))
+        .collect();
+    writeln!(
+        out,
+        "hosted: {}",
+        if hosted.is_empty() { "nothing".into() } else { hosted.join(", ") }
+    )?;
+    writeln!(out, "flows:  {} of at most {}", flows.count, flows.max)?;
     writeln!(out, "\n{:<16} {:<16} STATE", "PROGRAM", "INTERFACE")?;
     for place in attached {
         let state = if place.attached { "attached" } else { "MISSING" };
         writeln!(out, "{:<16} {:<16} {state}", place.hook, place.interface)?;
     }
-    writeln!(
-        out,
-        "\n{:<10} {:<6} {:<16} {:>14} {:>14}",
-        "VNID", "ACTION", "EGRESS IP", "PACKETS OUT", "PACKETS BACK"
-    )?;
-    for policy in policies {
-        let ip = policy.egress_ip.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
-        let Policy { vnid, action, original_packets, reply_packets, .. } = policy;
-        writeln!(
-            out,
-            "{vnid:<10} {action:<6} {ip:<16} {original_packets:>14} {reply_packets:>14}"
-        )?;
-    }
-    for (title, counters) in [("PATH", &report.paths), ("DROPPED BECAUSE", &report.drops)] {
-        writeln!(out, "\n{title:<16} {:>14}", "PACKETS")?;
-        for (name, count) in counters.iter().filter(|(_, count)| **count > 0) {
-            writeln!(out, "{name:<16} {count:>14}")?;
+    write_policies(out, &report.policies)?;
+    for (title, counters) in
+        [("TRANSLATED BY WAY OF", &report.paths), ("DROPPED BECAUSE OF", &report.drops)]
+    {
+        let mut counted = counters.iter().filter(|(_, count)| **count > 0).peekable();
+        if counted.peek().is_some() {
+            writeln!(out, "\n{title:<20} {:>14}", "PACKETS")?;
+        }
+        for (name, count) in counted {
+            writeln!(out, "{name:<20} {count:>14}")?;
         }
     }
+    if !report.conditions.is_empty() {
+        writeln!(out, "\nNOT AS ASKED FOR")?;
+    }
     for told in &report.conditions {
-        writeln!(out, "\n{} {}: {}", told.object, told.reason, told.message)?;
+        writeln!(out, "{} {}: {}", told.object, told.reason, told.message)?;
+    }
+    Ok(())
+}
+
+fn write_policies(out: &mut String, policies: &[Policy]) -> std::fmt::Result {
+    if policies.is_empty() {
+        return writeln!(out, "\nno VNID asks for an egress IP");
+    }
+    let width = policies.iter().map(|policy| policy.namespaces.join(",").len()).max();
+    let width = width.unwrap_or_default().max("NAMESPACE".len());
+    writeln!(
+        out,
+        "\n{:<10} {:<width$} {:<6} {:<22} {:>12} {:>12}",
+        "VNID", "NAMESPACE", "HERE", "EGRESS IP", "PACKETS OUT", "AND BACK"
+    )?;
+    for policy in policies {
+        let Policy { vnid, action, original_packets, reply_packets, .. } = policy;
+        let namespaces = policy.namespaces.join(",");
+        let ip = match (policy.egress_ip, policy.elsewhere.first()) {
+            (Some(ip), _) => ip.to_string(),
+            (None, Some(ip)) => format!("{ip} elsewhere"),
+            (None, None) => "-".to_owned(),
+        };
+        writeln!(
+            out,
+            "{vnid:<10} {namespaces:<width$} {action:<6} {ip:<22} {original_packets:>12} \
+             {reply_packets:>12}"
+        )?;
     }
     Ok(())
 }
