@@ -1,6 +1,6 @@
 //! What the agent found, for `egress status`: a file in the run directory, written whole.
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
     net::Ipv4Addr,
@@ -30,6 +30,8 @@ pub struct Status {
     pub node_ip: Option<Ipv4Addr>,
     pub uplink: String,
     pub addresses: Vec<Ipv4Addr>,
+    /// The egress IPs that each VNID leaves with, wherever they live; none: it is dropped.
+    pub granted: BTreeMap<u32, Vec<Ipv4Addr>>,
     pub attached: Vec<Attached>,
     pub tenants: Vec<Tenant>,
     pub conditions: Vec<Told>,
@@ -76,6 +78,11 @@ impl Status {
             node_ip: Some(identity.ip),
             uplink: identity.uplink.name.clone(),
             addresses: plan.addresses.iter().map(|address| address.ip).collect(),
+            granted: plan
+                .policies
+                .iter()
+                .map(|policy| (policy.vnid, policy.egress_ips.clone()))
+                .collect(),
             attached: places
                 .iter()
                 .map(|(hook, interface)| Attached {

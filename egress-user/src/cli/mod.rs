@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod cleanup;
 mod completions;
+mod edit;
 mod explain;
 mod input;
 mod plan;
@@ -17,10 +18,12 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done; whatever conditions a plan has
   1  done, but some objects were refused: each is named on standard error and is as if absent
-     (`run` goes on with the others, and tells it in `status`)
+     (`run` goes on with the others, and tells it in `status`);
+     `add`, `del`: refused, nothing was changed
   2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used
   3  this node is not fit for it, or there is nothing here: no privileges, kernel too old, device or
-     address missing, pinned maps of another layout; `status`: no agent runs (what it left is shown)";
+     address missing, pinned maps of another layout; `status`: no agent runs (what it left is shown);
+     `add`, `del` with --wait: written, but not in force";
 
 /// Fixed source addresses for the tenants of a VXLAN network.
 #[derive(Debug, Parser)]
@@ -38,6 +41,10 @@ enum Verb {
     Status(status::Args),
     /// Remove every trace: programs, maps, flows, addresses of a killed agent
     Cleanup(cleanup::Args),
+    /// Give a VNID an egress IP, by hand: edits a file of objects that the agents read
+    Add(edit::AddArgs),
+    /// Take an egress IP from a VNID, by hand
+    Del(edit::DelArgs),
     /// Print what a node would do for these objects; needs neither root nor the node
     Plan(plan::Args),
     /// Say why a namespace, a VNID or an egress IP gets what it gets
@@ -87,6 +94,8 @@ fn run(cli: Cli) -> Result<Exit> {
         Verb::Run(args) => run::run(args),
         Verb::Status(args) => status::run(args),
         Verb::Cleanup(args) => cleanup::run(args),
+        Verb::Add(args) => edit::add(args),
+        Verb::Del(args) => edit::del(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Vnid(args) => vnid::run(args),

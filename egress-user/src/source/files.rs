@@ -128,7 +128,7 @@ fn text_of(path: &Path) -> Result<String> {
 }
 
 /// The documents of a YAML stream, those of comments and directives only left out.
-fn documents(text: &str) -> impl Iterator<Item = String> {
+pub(super) fn documents(text: &str) -> impl Iterator<Item = String> {
     let mut documents = vec![String::new()];
     for line in text.trim_start_matches('\u{feff}').lines() {
         let content = match line.strip_prefix("---") {
@@ -151,7 +151,7 @@ fn documents(text: &str) -> impl Iterator<Item = String> {
     })
 }
 
-fn parse_yaml(document: &str) -> Result<Value, String> {
+pub(super) fn parse_yaml(document: &str) -> Result<Value, String> {
     let options = serde_saphyr::options! {
         // A cluster's list of 10,000 namespaces is one document. The depth stays limited.
         budget: serde_saphyr::budget! {

@@ -1,3 +1,4 @@
 //! Where objects come from.
+pub mod edit;
 pub mod files;
 pub mod watch;
