@@ -59,11 +59,19 @@ pub struct Config {
     /// 1: marks as releases before 4.8 make them.
     pub mark_old: u8,
     pub data_path: u8,
-    pub pad: [u8; 3],
+    /// 1: big packets (GSO) may be taken out of their tunnel on the uplink.
+    pub unwrap_gso: u8,
+    pub pad: [u8; 2],
+    /// A random number, written into a translated packet's control block for the guard to see.
+    pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.
     pub tunnel: u32,
     /// Interface of the gateway device; 0: none.
     pub gateway: u32,
+    /// Interface that VXLAN comes and goes by.
+    pub uplink: u32,
+    /// The biggest inner packet that goes through the tunnel whole.
+    pub tunnel_mtu: u32,
     /// Raised when a route, a neighbour or a link changed: cached next hops of an older one lapse.
     pub next_hop_generation: u32,
     /// Ticks.
@@ -130,7 +138,10 @@ pub struct Slot {
     /// Interface towards the outside.
     pub uplink: u32,
     pub action: u8,
-    pub pad: [u8; 51],
+    pub pad: [u8; 3],
+    /// The uplink's, in bytes from the IPv4 header on; 0: not looked at.
+    pub mtu: u32,
+    pub pad2: [u8; 44],
 }
 
 /// A flow's key in its original direction.
@@ -296,6 +307,27 @@ pub struct Claim {
     pub key: ReplyKey,
     /// The flow's own: a later holder of the same key has another.
     pub tag: u32,
+}
+
+/// The fragments of one packet from outside: the key of the `fragments` map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    pub remote: [u8; 4],
+    pub egress_ip: [u8; 4],
+    pub id: [u8; 2],
+    pub protocol: u8,
+    pub pad: u8,
+}
+
+/// The flow that the first fragment belongs to: the others carry no ports.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentOwner {
+    /// An ICMP error's flow is that of the packet it quotes.
+    pub flow: ReplyKey,
+    /// When the first fragment came, in ticks.
+    pub seen: u32,
 }
 
 /// A pod whose marked packets go through the stack: the key of the `origins` map.

@@ -10,6 +10,7 @@ pub mod abi;
 pub mod answer;
 pub mod checksum;
 pub mod flow;
+pub mod fragment;
 pub mod icmp;
 pub mod mark;
 pub mod nat;

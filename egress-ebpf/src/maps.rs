@@ -12,8 +12,8 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use egress_common::{
     abi::{
-        Claim, Config, MacWords, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey, Slot,
-        SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, Path,
+        ReplyFlow, ReplyKey, Slot, SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
     },
     flow::Scratch,
     reason::{REASON_COUNT, Reason},
@@ -59,6 +59,8 @@ static FLOWS_REPLY: HashMap<ReplyKey, Shared<ReplyFlow>> = HashMap::pinned(FLOWS
 /// Where marked packets came from, for flows that begin behind the stack.
 #[map(name = "origins")]
 static ORIGINS: LruHashMap<StackOriginKey, StackOrigin> = LruHashMap::pinned(65536, 0);
+#[map(name = "fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentOwner> = LruHashMap::pinned(8192, 0);
 /// Expired flows whose removal has begun.
 #[map(name = "claims")]
 static CLAIMS: LruHashMap<Claim, u32> = LruHashMap::pinned(4096, 0);
@@ -171,6 +173,18 @@ impl Tables for Maps {
     fn remove_reply(&self, key: &ReplyKey) {
         // Gone already is as good.
         let _ = FLOWS_REPLY.remove(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner> {
+        // SAFETY: a torn read is of two packets with one key, and its flow is looked up and judged.
+        unsafe { FRAGMENTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner) {
+        // Full does not happen in an LRU map; the fragments behind would be dropped and counted.
+        let _ = FRAGMENTS.insert(key, owner, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

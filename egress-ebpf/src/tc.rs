@@ -49,6 +49,12 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: a field of the program's own context.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    #[inline(always)]
     fn length(&self) -> u64 {
         // SAFETY: a field of the program's own context.
         u64::from(unsafe { (*self.skb).len }).saturating_sub(ETH_LEN as u64)
@@ -147,7 +153,7 @@ impl Skb {
     #[inline(never)]
     pub fn apply(&self, rewrite: &Rewrite) -> Result<(), Reason> {
         match &rewrite.edit {
-            Edit::Nothing => {}
+            Edit::Ports(edit) if edit.checksum_offset == 0 => {}
             Edit::Ports(edit) => self.apply_ports(edit)?,
             Edit::Error(edit) => self.apply_error(edit)?,
         }
@@ -160,6 +166,9 @@ impl Skb {
         let zero = if edit.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         if edit.address_delta != 0 {
             self.add_to_checksum(offset, edit.address_delta, zero | u64::from(BPF_F_PSEUDO_HDR))?;
+        }
+        if edit.offset == 0 {
+            return Ok(());
         }
         // A preserved port changes nothing: its delta is a zero of the one's complement.
         if fold(edit.port_delta) != 0xffff {
@@ -181,7 +190,9 @@ impl Skb {
     #[inline(always)]
     fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
         self.write(ETH_LEN + edit.ip_offset + 8, edit.ip)?;
-        self.write(ETH_LEN + edit.port_offset, edit.port)?;
+        if edit.port_offset != 0 {
+            self.write(ETH_LEN + edit.port_offset, edit.port)?;
+        }
         if edit.checksum_offset != 0 {
             self.write(ETH_LEN + edit.checksum_offset, edit.checksum)?;
         }

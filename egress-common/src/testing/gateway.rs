@@ -45,6 +45,8 @@ pub trait Gateway {
     fn mappings(&self) -> Vec<Mapping>;
     /// Enters or changes a tenant's policy.
     fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]);
+    /// The MTU of a tenant's uplink.
+    fn set_mtu(&mut self, vnid: u32, mtu: u32);
     /// The settings, to be changed.
     fn configure(&mut self, change: &dyn Fn(&mut Config));
 }

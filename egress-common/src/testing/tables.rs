@@ -8,7 +8,10 @@ use std::{
 use bytemuck::Zeroable;
 
 use crate::{
-    abi::{Claim, Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot},
+    abi::{
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
+        ReplyKey, Slot,
+    },
     tables::{InsertError, Tables},
 };
 
@@ -27,6 +30,7 @@ pub struct MemoryTables {
     pub egress_ips: HashMap<[u8; 4], u32>,
     pub original: Table<OriginalKey, OriginalFlow>,
     pub reply: Table<ReplyKey, ReplyFlow>,
+    pub fragments: RefCell<HashMap<FragmentKey, &'static FragmentOwner>>,
     pub claims: RefCell<HashSet<Claim>>,
     /// Most entries of the original's table.
     pub original_capacity: Cell<usize>,
@@ -52,6 +56,7 @@ impl Default for MemoryTables {
             egress_ips: HashMap::new(),
             original: Table::default(),
             reply: Table::default(),
+            fragments: RefCell::default(),
             claims: RefCell::default(),
             original_capacity: Cell::new(usize::MAX),
             reply_capacity: Cell::new(usize::MAX),
@@ -165,6 +170,14 @@ impl Tables for MemoryTables {
 
     fn remove_reply(&self, key: &ReplyKey) {
         self.reply.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner) {
+        self.fragments.borrow_mut().insert(*key, Box::leak(Box::new(*owner)));
     }
 
     fn next_hop(&self, _: u32, _: [u8; 4], _: [u8; 4], macs: &mut MacWords) -> bool {
