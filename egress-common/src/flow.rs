@@ -9,6 +9,7 @@ use crate::{
         BEAT, Claim, Config, FragmentKey, FragmentOwner, MacWords, NextHop, OriginalFlow,
         OriginalKey, ReplyFlow, ReplyKey, Slot, action,
     },
+    limit,
     nat::{Answer, By, Origin, Translation, Way},
     port::{Candidates, TRIES},
     reason::Reason,
@@ -192,6 +193,7 @@ fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch
     if tables.reply(&scratch.lease).is_some_and(|reply| reply.tag == flow.tag) {
         tables.remove_reply(&scratch.lease);
     }
+    limit::ended(tables, flow.slot, scratch.key.vnid());
     tables.remove_original(&scratch.key);
 }
 
@@ -204,6 +206,7 @@ pub fn remove_reply_pair<T: Tables>(
 ) {
     *other = original_key(key, flow);
     if tables.original(other).is_some_and(|original| original.tag == flow.tag) {
+        limit::ended(tables, flow.slot, flow.vnid);
         tables.remove_original(other);
     }
     tables.remove_reply(key);
@@ -213,7 +216,9 @@ pub fn remove_reply_pair<T: Tables>(
 /// the programs too, for the sake of their stack.
 #[inline(always)]
 fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
-    scratch.tag = tables.random();
+    limit::admit(tables, scratch.translation.slot, context.slot, context.now)?;
+    // 0 is no flow's.
+    scratch.tag = tables.random() | 1;
     lease(tables, context, scratch)?;
     enter(tables, context, scratch)
 }
@@ -237,7 +242,10 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         pad2: 0,
     };
     match tables.insert_original(&scratch.key, &scratch.original) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            limit::began(tables, scratch.translation.slot);
+            Ok(())
+        }
         Err(InsertError::Full) => {
             tables.remove_reply(&scratch.lease);
             Err(Reason::FlowTableFull)

@@ -12,6 +12,7 @@ pub mod checksum;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
+pub mod limit;
 pub mod mark;
 pub mod nat;
 pub mod port;

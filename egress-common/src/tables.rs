@@ -1,7 +1,7 @@
 //! What the engine needs around it: tables, a clock, chance, and the way to a next hop.
 use crate::abi::{
     Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
-    ReplyKey, Slot,
+    ReplyKey, Slot, Usage,
 };
 
 /// Why an entry was not inserted.
@@ -25,6 +25,8 @@ pub trait Tables {
     /// The slot that a VNID's policy is in.
     fn policy(&self, vnid: u32) -> Option<&u32>;
     fn slot(&self, index: u32) -> Option<&Slot>;
+    /// What the policy in a slot holds.
+    fn usage(&self, index: u32) -> Option<&Usage>;
     /// The slot whose egress IP this is.
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32>;
 

@@ -250,7 +250,12 @@ proptest! {
         for event in &events {
             happen(&mut host, event);
             // Panics where an entry has no partner or says another thing than its partner.
-            host.mappings();
+            let flows = host.mappings();
+            for (vnid, index) in &host.tables.policy {
+                let held = flows.iter().filter(|flow| flow.vnid == *vnid).count();
+                let counted = host.tables.usage[*index as usize].flows.get();
+                prop_assert_eq!(held, counted as usize, "what a tenant holds is counted");
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use egress_common::{
     abi::{
         Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, Path,
-        ReplyFlow, ReplyKey, Slot, SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT,
+        ReplyFlow, ReplyKey, Slot, SlotCounters, StackOrigin, StackOriginKey, TICK_SHIFT, Usage,
     },
     flow::Scratch,
     reason::{REASON_COUNT, Reason},
@@ -70,6 +70,8 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(REASON_COUNT, 0);
 static PATHS: PerCpuArray<u64> = PerCpuArray::pinned(Path::ALL.len() as u32, 0);
 #[map(name = "slot_counters")]
 static SLOT_COUNTERS: PerCpuArray<SlotCounters> = PerCpuArray::pinned(SLOTS, 0);
+#[map(name = "usage")]
+static USAGE: Array<Shared<Usage>> = Array::pinned(SLOTS, 0);
 #[map(name = "scratch")]
 static SCRATCH: PerCpuArray<Shared<Scratch>> = PerCpuArray::pinned(1, 0);
 /// Room to ask the FIB in.
@@ -128,6 +130,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<&Slot> {
         SLOT.get(index)
+    }
+
+    #[inline(always)]
+    fn usage(&self, index: u32) -> Option<&Usage> {
+        USAGE.get(index).map(|shared| &shared.0)
     }
 
     #[inline(always)]

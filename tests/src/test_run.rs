@@ -70,7 +70,7 @@ pub struct TestRunGateway {
 
 impl TestRunGateway {
     fn clear(&mut self) -> Result<()> {
-        let Maps { flows_original, flows_reply, policy, egress_ips, slots, .. } =
+        let Maps { flows_original, flows_reply, policy, egress_ips, slots, usage, .. } =
             &mut self.loaded.borrow_mut().maps;
         for key in flows_original.keys().collect::<Result<Vec<_>, _>>()? {
             flows_original.remove(&key)?;
@@ -86,6 +86,7 @@ impl TestRunGateway {
         }
         for index in 0..slots.len() {
             slots.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
+            usage.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
         }
         Ok(())
     }
@@ -248,10 +249,11 @@ impl Gateway for TestRunGateway {
         }
     }
 
-    fn set_mtu(&mut self, vnid: u32, mtu: u32) {
+    fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {
         let Maps { policy, slots, .. } = &mut self.loaded.borrow_mut().maps;
         let index = policy.get(&vnid, 0).expect("the tenant has a policy");
-        let slot = Slot { mtu, ..slots.get(&index, 0).expect("read a slot").0 };
+        let mut slot = slots.get(&index, 0).expect("read a slot").0;
+        change(&mut slot);
         slots.set(index, Plain(slot), 0).expect("set a slot");
     }
 

@@ -1,6 +1,6 @@
 //! The engine itself behind the [`Gateway`] of the stories.
 use crate::{
-    abi::{Config, OriginalKey, ReplyKey},
+    abi::{Config, OriginalKey, ReplyKey, Slot},
     answer,
     flow::Scratch,
     nat::{AnswerKind, Origin, Verdict, leaves_translated, translate_original, translate_reply},
@@ -146,9 +146,9 @@ impl Gateway for Host {
         }
     }
 
-    fn set_mtu(&mut self, vnid: u32, mtu: u32) {
+    fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {
         let index = self.tables.policy[&vnid];
-        self.tables.slots[index as usize].mtu = mtu;
+        change(&mut self.tables.slots[index as usize]);
     }
 
     fn configure(&mut self, change: &dyn Fn(&mut Config)) {

@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 use crate::{
     abi::{
         Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
-        ReplyKey, Slot,
+        ReplyKey, Slot, Usage,
     },
     tables::{InsertError, Tables},
 };
@@ -27,6 +27,7 @@ pub struct MemoryTables {
     pub config: Option<Config>,
     pub policy: HashMap<u32, u32>,
     pub slots: Vec<Slot>,
+    pub usage: Vec<Usage>,
     pub egress_ips: HashMap<[u8; 4], u32>,
     pub original: Table<OriginalKey, OriginalFlow>,
     pub reply: Table<ReplyKey, ReplyFlow>,
@@ -53,6 +54,7 @@ impl Default for MemoryTables {
             config: None,
             policy: HashMap::new(),
             slots: Vec::new(),
+            usage: Vec::new(),
             egress_ips: HashMap::new(),
             original: Table::default(),
             reply: Table::default(),
@@ -75,6 +77,7 @@ impl MemoryTables {
     pub fn add_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
         let index = self.slots.len() as u32;
         self.slots.push(Slot { vnid, action, egress_ip, uplink: 2, ..Slot::zeroed() });
+        self.usage.push(Usage::default());
         self.policy.insert(vnid, index);
         if egress_ip != [0; 4] {
             self.egress_ips.insert(egress_ip, index);
@@ -135,6 +138,10 @@ impl Tables for MemoryTables {
 
     fn slot(&self, index: u32) -> Option<&Slot> {
         self.slots.get(index as usize)
+    }
+
+    fn usage(&self, index: u32) -> Option<&Usage> {
+        self.usage.get(index as usize)
     }
 
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32> {

@@ -195,7 +195,7 @@ fn a_policys_drop_holds_for_fragments(gateway: &mut dyn Gateway) {
 }
 
 fn a_packet_too_big_for_the_uplink_is_answered_with_its_mtu(gateway: &mut dyn Gateway) {
-    gateway.set_mtu(TENANT, 120);
+    gateway.change_slot(TENANT, &|slot| slot.mtu = 120);
     let fits = Datagram { fragment: DONT_FRAGMENT, ..udp(CLIENT, SERVER, &[0; 92]) };
     let expected = Datagram { fragment: DONT_FRAGMENT, ..udp(MAPPED, SERVER, &[0; 92]) };
     gateway.pod_sends(&fits, &expected);

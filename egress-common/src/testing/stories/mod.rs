@@ -14,6 +14,7 @@ mod errors;
 mod fragments;
 mod guard;
 mod lifetime;
+mod limits;
 mod ports;
 mod protocols;
 mod tcp;
@@ -42,6 +43,7 @@ pub fn all() -> impl Iterator<Item = Story> {
         guard::STORIES,
         protocols::STORIES,
         fragments::STORIES,
+        limits::STORIES,
     ]
     .into_iter()
     .flatten()
