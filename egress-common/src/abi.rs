@@ -20,6 +20,9 @@ pub const TICK_SHIFT: u32 = 27;
 /// Ticks between two writes of `last_seen` and two looks at the neighbour table: about a second.
 pub const BEAT: u32 = 7;
 
+/// New flows are counted in windows of 2^3 ticks: 1.07 s.
+pub const WINDOW_SHIFT: u32 = 3;
+
 /// Most networks (cluster, service) that [`Config`] holds.
 pub const MAX_NETWORKS: usize = 32;
 
@@ -140,7 +143,14 @@ pub struct Slot {
     /// Interface towards the outside.
     pub uplink: u32,
     pub action: u8,
-    pub pad: [u8; 51],
+    pub pad: [u8; 3],
+    /// The uplink's, in bytes from the IPv4 header on; 0: not looked at.
+    pub mtu: u32,
+    /// Most flows at a time; 0: no limit.
+    pub max_flows: u32,
+    /// Most new flows in a window of [`WINDOW_SHIFT`]; 0: no limit.
+    pub max_new_flows: u32,
+    pub pad2: [u8; 36],
 }
 
 /// A flow's key in its original direction.
@@ -308,6 +318,51 @@ pub struct Claim {
     pub tag: u32,
 }
 
+/// The fragments of one packet from outside: the key of the `fragments` map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    pub remote: [u8; 4],
+    pub egress_ip: [u8; 4],
+    pub id: [u8; 2],
+    pub protocol: u8,
+    pub pad: u8,
+}
+
+/// The flow that the first fragment belongs to: the others carry no ports.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentOwner {
+    /// An ICMP error's flow is that of the packet it quotes.
+    pub flow: ReplyKey,
+    /// When the first fragment came, in ticks.
+    pub seen: u32,
+}
+
+/// What a policy holds, by slot, for all CPUs: an element of the `usage` map.
+///
+/// Plain additions of several CPUs may lose one now and then; the agent, which counts the flows
+/// when it sweeps them, writes the true number, and 0 when it gives the slot to another VNID.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Usage {
+    pub flows: Cell<u32>,
+    /// The current window's number, and the flows that began in it.
+    pub window: Cell<u32>,
+    pub new_flows: Cell<u32>,
+    pub pad: u32,
+}
+
+/// [`Usage`] as it is copied out of the map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct UsageRecord {
+    pub flows: u32,
+    pub window: u32,
+    pub new_flows: u32,
+    pub pad: u32,
+}
+
 /// What a policy's packets came to, by slot and CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -374,4 +429,5 @@ const _: () = {
     assert!(size_of::<OriginalRecord>() == 64);
     assert!(size_of::<ReplyRecord>() == 64);
     assert!(size_of::<Slot>() == 64);
+    assert!(size_of::<Usage>() == size_of::<UsageRecord>());
 };

@@ -2,6 +2,7 @@
 //! 3.5.2) and ICMP errors (RFC 792, RFC 1812 section 4.3.2). Built as values, sent elsewhere.
 use crate::{
     checksum::{finish, fold, sum},
+    nat::Answer,
     wire::{Ipv4, Packet, protocol, tcp},
 };
 
@@ -15,7 +16,7 @@ const TTL: u8 = 64;
 /// The reset that answers a segment, or `None` for one that must not be answered.
 #[inline(always)]
 pub fn reset<P: Packet>(packet: &P, ip: &Ipv4) -> Option<[u8; RESET_LEN]> {
-    let at = ip.header_len;
+    let at = ip.header_len();
     let segment: [u8; 20] = packet.read(at)?;
     let flags = segment[13];
     if flags & tcp::RST != 0 {
@@ -51,21 +52,23 @@ pub fn reset<P: Packet>(packet: &P, ip: &Ipv4) -> Option<[u8; RESET_LEN]> {
     Some(out)
 }
 
-/// The ICMP error of `kind` and `code` from `from` about a packet; `rest` is the header's second
-/// word (the next hop's MTU for 3/4). `None`: cut short.
+/// The ICMP error of `kind` and `code` about a packet, from where and with what MTU `answer` says.
+/// `None`: cut short.
 #[inline(always)]
 pub fn icmp_error<P: Packet>(
     packet: &P,
     ip: &Ipv4,
-    from: [u8; 4],
+    answer: &Answer,
     kind: u8,
     code: u8,
-    rest: [u8; 4],
 ) -> Option<[u8; ICMP_LEN]> {
+    let mtu = answer.mtu.to_be_bytes();
+    // RFC 1191, section 4: the low half of the header's second word.
+    let rest = [0, 0, mtu[0], mtu[1]];
     let header: [u8; 20] = packet.read(0)?;
-    let behind: [u8; 8] = packet.read(ip.header_len)?;
+    let behind: [u8; 8] = packet.read(ip.header_len())?;
     let mut quoted = header;
-    if ip.header_len != 20 {
+    if ip.header_len() != 20 {
         // Options are left out of the quotation: the header says so, with a checksum to match.
         quoted[0] = 0x45;
         quoted[10] = 0;
@@ -75,7 +78,7 @@ pub fn icmp_error<P: Packet>(
         quoted[11] = checksum[1];
     }
     let mut out = [0; ICMP_LEN];
-    ipv4_header(&mut out, ICMP_LEN as u16, protocol::ICMP, from, ip.source);
+    ipv4_header(&mut out, ICMP_LEN as u16, protocol::ICMP, answer.from, ip.source);
     out[20] = kind;
     out[21] = code;
     out[24..28].copy_from_slice(&rest);

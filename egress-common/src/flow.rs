@@ -6,15 +6,16 @@ use core::cell::Cell;
 
 use crate::{
     abi::{
-        BEAT, Claim, Config, MacWords, NextHop, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey,
-        Slot,
+        BEAT, Claim, Config, FragmentKey, FragmentOwner, MacWords, NextHop, OriginalFlow,
+        OriginalKey, ReplyFlow, ReplyKey, Slot, action,
     },
+    limit,
     nat::{Answer, By, Origin, Translation, Way},
     port::{Candidates, TRIES},
     reason::Reason,
     state::{self, Life},
     tables::{InsertError, Tables},
-    wire::{protocol, tcp},
+    wire::{Ipv4, Transport, protocol, tcp},
 };
 
 /// Room to make a flow in: the programs' stack is too small for it. What it held before is of no
@@ -24,11 +25,17 @@ use crate::{
 pub struct Scratch {
     /// Where the packet comes from: the hook's to fill in.
     pub origin: Origin,
+    /// The packet's headers.
+    pub ip: Ipv4,
+    pub transport: Transport,
     pub key: OriginalKey,
     pub lease: ReplyKey,
     /// The other half's key, of a flow that is looked at from its reply.
     pub other: OriginalKey,
     pub claim: Claim,
+    /// Which fragment, and whose it is.
+    pub fragment: FragmentKey,
+    pub fragment_owner: FragmentOwner,
     pub original: OriginalFlow,
     pub reply: ReplyFlow,
     /// The verdict's particulars.
@@ -218,6 +225,7 @@ fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch
     if tables.reply(&scratch.lease).is_some_and(|reply| reply.tag == flow.tag) {
         tables.remove_reply(&scratch.lease);
     }
+    limit::ended(tables, flow.slot, scratch.key.vnid());
     tables.remove_original(&scratch.key);
 }
 
@@ -230,6 +238,7 @@ pub fn remove_reply_pair<T: Tables>(
 ) {
     *other = original_key(key, flow);
     if tables.original(other).is_some_and(|original| original.tag == flow.tag) {
+        limit::ended(tables, flow.slot, flow.vnid);
         tables.remove_original(other);
     }
     tables.remove_reply(key);
@@ -240,7 +249,9 @@ pub fn remove_reply_pair<T: Tables>(
 #[inline(always)]
 fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
     known_node(tables, scratch.origin.node)?;
-    scratch.tag = tables.random();
+    limit::admit(tables, scratch.translation.slot, context.slot, context.now)?;
+    // 0 is no flow's.
+    scratch.tag = tables.random() | 1;
     lease(tables, context, scratch)?;
     enter(tables, context, scratch)
 }
@@ -264,7 +275,10 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         pad: 0,
     };
     match tables.insert_original(&scratch.key, &scratch.original) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            limit::began(tables, scratch.translation.slot);
+            Ok(())
+        }
         Err(InsertError::Full) => {
             tables.remove_reply(&scratch.lease);
             Err(Reason::FlowTableFull)
@@ -326,6 +340,9 @@ fn lease<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
             Ok(()) => return Ok(()),
             Err(InsertError::Full) => return Err(Reason::FlowTableFull),
             Err(InsertError::Taken) if !opens => return Err(Reason::NoFlow),
+            Err(InsertError::Taken) if !protocol::has_ports(scratch.lease.protocol as u8) => {
+                return Err(Reason::ProtocolTaken);
+            }
             Err(InsertError::Taken) => scratch.lease.egress_port = candidates.advance(),
         }
     }
@@ -359,6 +376,20 @@ fn lease_port<T: Tables>(
     }
     remove_reply_pair(tables, lease, holder, other);
     tables.insert_reply(lease, reply)
+}
+
+/// Whether a flow's tenant still has the address that a packet from outside came to.
+#[inline(always)]
+pub fn still_allowed<T: Tables>(
+    tables: &T,
+    flow: &ReplyFlow,
+    egress_ip: [u8; 4],
+) -> Result<(), Reason> {
+    let slot = tables.slot(flow.slot).ok_or(Reason::PolicyGone)?;
+    if slot.vnid != flow.vnid || slot.action != action::SNAT || slot.egress_ip != egress_ip {
+        return Err(Reason::PolicyGone);
+    }
+    Ok(())
 }
 
 /// The way of a reply to its pod.

@@ -3,7 +3,7 @@
 use crate::{
     abi::{OriginalKey, ReplyKey},
     checksum::{delta, update, update_udp},
-    flow::{Scratch, way_back},
+    flow::{Scratch, still_allowed, way_back},
     nat::{By, Origin, Translation, Way},
     reason::Reason,
     rewrite::{Edit, ErrorEdit, Hop, Rewrite, Side, ip_bytes},
@@ -22,13 +22,13 @@ struct Inner {
 /// Reads the quoted packet: its whole header and 8 bytes (RFC 792), with options of its own.
 #[inline(always)]
 fn inner<P: Packet>(packet: &P, outer: &Ipv4) -> Option<Inner> {
-    let offset = outer.header_len + 8;
+    let offset = outer.header_len() + 8;
     let ip = Ipv4::read(packet, offset)?;
     // Only the first fragment carries ports.
     if ip.fragment_offset != 0 {
         return None;
     }
-    let transport = offset + ip.header_len;
+    let transport = offset + ip.header_len();
     let head: [u8; 8] = packet.read(transport)?;
     let ports = match ip.protocol {
         protocol::TCP | protocol::UDP => {
@@ -40,7 +40,8 @@ fn inner<P: Packet>(packet: &P, outer: &Ipv4) -> Option<Inner> {
         protocol::ICMP if head[0] == icmp::ECHO_REPLY => {
             Ports { source: [0, 0], destination: [head[4], head[5]] }
         }
-        _ => return None,
+        protocol::ICMP => return None,
+        _ => Ports { source: [0, 0], destination: [0, 0] },
     };
     Some(Inner { offset, ip, transport, ports })
 }
@@ -52,7 +53,7 @@ pub fn reply_error<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
-    let ip = &Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
+    let ip = &{ scratch.ip };
     let inner = inner(packet, ip).ok_or(Reason::NoFlow)?;
     scratch.lease = ReplyKey {
         remote: inner.ip.destination,
@@ -61,10 +62,11 @@ pub fn reply_error<P: Packet, T: Tables>(
         egress_port: inner.ports.source,
         protocol: u32::from(inner.ip.protocol),
     };
-    let flow = tables.reply(&scratch.lease).ok_or(Reason::NoFlow)?;
     if ip.destination != scratch.lease.egress_ip {
         return Err(Reason::NoFlow);
     }
+    let flow = tables.reply(&scratch.lease).ok_or(Reason::NoFlow)?;
+    still_allowed(tables, flow, ip.destination)?;
     if ip.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
@@ -89,7 +91,7 @@ pub fn original_error<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
-    let ip = &Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
+    let ip = &{ scratch.ip };
     let inner = inner(packet, ip).ok_or(Reason::NoFlow)?;
     let Origin { vnid, hop, .. } = scratch.origin;
     scratch.key = OriginalKey {
@@ -135,9 +137,10 @@ fn error_edit<P: Packet>(
         Side::Destination => inner.ip.destination,
     };
     let address_delta = delta(&old_address, &address);
-    let is_icmp = inner.ip.protocol == protocol::ICMP;
+    let of_protocol = inner.ip.protocol;
     let (old_port, port_offset) = match side {
-        _ if is_icmp => {
+        _ if !protocol::has_ports(of_protocol) => (port, 0),
+        _ if of_protocol == protocol::ICMP => {
             let id: [u8; 2] = packet.read(inner.transport + 4)?;
             (id, inner.transport + 4)
         }
@@ -145,26 +148,27 @@ fn error_edit<P: Packet>(
         Side::Destination => (inner.ports.destination, inner.transport + 2),
     };
     let port_delta = delta(&old_port, &port);
-    let checksum_offset = inner.transport
-        + match inner.ip.protocol {
-            protocol::TCP => 16,
-            protocol::UDP => 6,
-            _ => 2,
-        };
+    let field = match of_protocol {
+        protocol::TCP => 16,
+        protocol::UDP | protocol::UDP_LITE | protocol::DCCP => 6,
+        protocol::ICMP => 2,
+        _ => 0,
+    };
     let mut changed = address_delta + delta(&inner.ip.checksum, &[ip[2], ip[3]]) + port_delta;
-    let (checksum_offset, checksum) = match packet.read::<2>(checksum_offset) {
+    let quoted = if field == 0 { None } else { packet.read::<2>(inner.transport + field) };
+    let (checksum_offset, checksum) = match quoted {
         None => (0, [0, 0]),
         Some(old) => {
-            let new = match inner.ip.protocol {
-                protocol::TCP => update(old, address_delta + port_delta),
-                protocol::UDP => update_udp(old, address_delta + port_delta),
-                _ => update(old, port_delta),
+            let new = match of_protocol {
+                protocol::ICMP => update(old, port_delta),
+                protocol::UDP | protocol::UDP_LITE => update_udp(old, address_delta + port_delta),
+                _ => update(old, address_delta + port_delta),
             };
             changed += delta(&old, &new);
-            (checksum_offset, new)
+            (inner.transport + field, new)
         }
     };
-    let icmp_checksum_offset = outer.header_len + 2;
+    let icmp_checksum_offset = outer.header_len() + 2;
     let icmp_checksum = update(packet.read(icmp_checksum_offset)?, changed);
     Some(ErrorEdit {
         ip_offset: inner.offset,

@@ -5,17 +5,25 @@
 //! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
 use crate::{
     abi::{MacWords, OriginalKey, ReplyKey, action},
-    flow::{Context, Scratch, count, expired, find_or_create, remove_reply_pair, way_back},
+    flow::{
+        Context, Scratch, count, expired, find_or_create, remove_reply_pair, still_allowed,
+        way_back,
+    },
+    fragment::{is_too_big, later_original, later_reply, remember_owner},
     icmp::{original_error, reply_error},
     reason::Reason,
     rewrite::{Hop, Rewrite, Side, rewrite},
     state,
     tables::Tables,
-    wire::{Ipv4, Packet, Ports, Transport, icmp, tcp},
+    wire::{Ipv4, Kind, Packet, Transport, icmp, tcp},
 };
 
 /// What is to be done with a packet that is not dropped. What belongs to a verdict is in the
 /// caller's [`Scratch`]: the programs' stack is too small to hand it back by value.
+///
+/// As wide as a reason: so a result of both is two registers, which the compiler does not pack into
+/// one by way of what it has not written.
+#[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Not our traffic: the node treats it as it always did.
@@ -73,13 +81,29 @@ pub struct Answer {
     pub kind: AnswerKind,
     /// The address that the answer comes from.
     pub from: [u8; 4],
+    /// The next hop's MTU for ICMP 3/4; else 0.
+    pub mtu: u16,
 }
 
 impl Answer {
     #[inline(always)]
     fn time_exceeded(from: [u8; 4]) -> Self {
         let kind = AnswerKind::Icmp { kind: icmp::TIME_EXCEEDED, code: 0 };
-        Self { reason: Reason::TtlExceeded, kind, from }
+        Self { reason: Reason::TtlExceeded, kind, from, mtu: 0 }
+    }
+
+    /// RFC 1191: the MTU is told to who asked for it by DF.
+    #[inline(always)]
+    fn too_big(from: [u8; 4], mtu: u32) -> Self {
+        let kind = AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 4 };
+        Self { reason: Reason::TooBig, kind, from, mtu: mtu as u16 }
+    }
+
+    /// Communication administratively prohibited (RFC 1812, section 5.2.7.1).
+    #[inline(always)]
+    fn prohibited(reason: Reason, from: [u8; 4]) -> Self {
+        let kind = AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 13 };
+        Self { reason, kind, from, mtu: 0 }
     }
 }
 
@@ -118,59 +142,91 @@ pub fn translate_original<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<Verdict, Reason> {
-    let origin = scratch.origin;
     let config = tables.config().ok_or(Reason::NotReady)?;
-    let Some(&index) = tables.policy(origin.vnid) else { return Ok(Verdict::Pass) };
-    let ip = Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
-    if config.is_untouched(ip.destination) {
+    let Some(&index) = tables.policy(scratch.origin.vnid) else { return Ok(Verdict::Pass) };
+    look_at(packet, scratch)?;
+    if config.is_untouched(scratch.ip.destination) {
         return Ok(Verdict::Pass);
     }
     scratch.translation.slot = index;
     let slot = tables.slot(index).ok_or(Reason::PolicyDrop)?;
-    if slot.vnid != origin.vnid || slot.action != action::SNAT {
+    if slot.vnid != scratch.origin.vnid || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
     }
-    if !config.is_pod(ip.source) {
+    if !config.is_pod(scratch.ip.source) {
         return Err(Reason::ForeignSource);
     }
-    if ip.is_fragment() {
+    if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
         return Err(Reason::Fragment);
     }
-    if origin.hop == Hop::Program && ip.ttl <= 1 {
-        scratch.answer = Answer::time_exceeded(config.node);
-        return Ok(Verdict::Answer);
-    }
-    let transport = Transport::read(packet, &ip).ok_or(Reason::Malformed)?;
-    let (ports, flags) = match transport {
-        Transport::Tcp { ports, flags } => (ports, flags),
-        Transport::Udp { ports } => (ports, 0),
-        Transport::Echo { id, request: true } => (Ports { source: id, destination: [0, 0] }, 0),
+    let forwards = scratch.origin.hop == Hop::Program;
+    match scratch.transport.kind {
+        Kind::Malformed => return Err(Reason::Malformed),
+        Kind::OtherIcmp => return Err(Reason::Protocol),
         // A pod answers an echo only if somebody reached it: its flow is a reply's.
-        Transport::Echo { .. } => return Err(Reason::NoFlow),
-        Transport::Error { .. } => {
+        Kind::EchoReply => return Err(Reason::NoFlow),
+        // Neither an error nor a later fragment is answered (RFC 1122, section 3.2.2).
+        Kind::Error | Kind::Later if forwards && scratch.ip.ttl <= 1 => {
+            return Err(Reason::TtlExceeded);
+        }
+        Kind::Later => {
+            later_original(slot, scratch);
+            return Ok(Verdict::Translate);
+        }
+        Kind::Error => {
             original_error(packet, tables, scratch)?;
             return Ok(Verdict::Translate);
         }
-        Transport::OtherIcmp | Transport::Other => return Err(Reason::Protocol),
-    };
+        _ => {}
+    }
+    if forwards && scratch.ip.ttl <= 1 {
+        scratch.answer = Answer::time_exceeded(config.node);
+        return Ok(Verdict::Answer);
+    }
+    // What has come through the stack has an MTU that the stack has looked at.
+    if forwards && is_too_big(packet, scratch, slot.mtu) {
+        if !scratch.ip.dont_fragment {
+            return Err(Reason::TooBig);
+        }
+        scratch.answer = Answer::too_big(config.node, slot.mtu);
+        return Ok(Verdict::Answer);
+    }
     scratch.key = OriginalKey {
-        pod: ip.source,
-        remote: ip.destination,
-        pod_port: ports.source,
-        remote_port: ports.destination,
-        vnid_protocol: origin.vnid << 8 | u32::from(ip.protocol),
+        pod: scratch.ip.source,
+        remote: scratch.ip.destination,
+        pod_port: scratch.transport.ports.source,
+        remote_port: scratch.transport.ports.destination,
+        vnid_protocol: scratch.origin.vnid << 8 | u32::from(scratch.ip.protocol),
     };
+    let flags = scratch.transport.flags;
     let context = Context { config, slot, now: tables.now(), flags, length: packet.length() };
-    find_or_create(tables, &context, scratch)?;
-    let source = (slot.egress_ip, scratch.lease.egress_port);
+    if let Err(reason) = find_or_create(tables, &context, scratch) {
+        // RFC 5508, REQ-8: who cannot be given a session is told so.
+        if reason.is_refusal() && forwards {
+            scratch.answer = Answer::prohibited(reason, config.node);
+            return Ok(Verdict::Answer);
+        }
+        return Err(reason);
+    }
     scratch.translation.way = Way {
         by: if scratch.macs_known == 1 { By::Link } else { By::Neighbour },
         ifindex: slot.uplink,
         macs: scratch.macs,
         ..Way::default()
     };
-    scratch.translation.rewrite = rewrite(&ip, transport, Side::Source, source, origin.hop)?;
+    let source = (slot.egress_ip, scratch.lease.egress_port);
+    let Scratch { ip, transport, origin, .. } = scratch;
+    scratch.translation.rewrite = rewrite(ip, transport, Side::Source, source, origin.hop);
     Ok(Verdict::Translate)
+}
+
+/// Reads the headers into `scratch`: what is decided there is decided on plain numbers, so that
+/// the verifier need not follow each protocol through all that comes after.
+#[inline(never)]
+fn look_at<P: Packet>(packet: &P, scratch: &mut Scratch) -> Result<(), Reason> {
+    scratch.ip = Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
+    scratch.transport = Transport::read(packet, &scratch.ip);
+    Ok(())
 }
 
 /// A packet from outside that may belong to an egress IP.
@@ -182,67 +238,69 @@ pub fn translate_reply<P: Packet, T: Tables>(
 ) -> Result<Verdict, Reason> {
     let config = tables.config().ok_or(Reason::NotReady)?;
     // Too short for IPv4, or no IPv4: the node's own affair.
-    let Some(ip) = Ipv4::read(packet, 0) else { return Ok(Verdict::Pass) };
-    if ip.destination == config.node {
+    if look_at(packet, scratch).is_err() || scratch.ip.destination == config.node {
         return Ok(Verdict::Pass);
     }
-    if ip.is_fragment() {
-        return match tables.egress_ip(ip.destination) {
-            Some(_) => Err(Reason::Fragment),
-            None => Ok(Verdict::Pass),
-        };
-    }
-    let transport = Transport::read(packet, &ip);
-    let (ports, flags) = match transport {
-        Some(Transport::Tcp { ports, flags }) => (ports, flags),
-        Some(Transport::Udp { ports }) => (ports, 0),
-        Some(Transport::Echo { id, request: false }) => {
-            (Ports { source: [0, 0], destination: id }, 0)
+    scratch.lease = ReplyKey {
+        remote: scratch.ip.source,
+        egress_ip: scratch.ip.destination,
+        remote_port: scratch.transport.ports.source,
+        egress_port: scratch.transport.ports.destination,
+        protocol: u32::from(scratch.ip.protocol),
+    };
+    let kind = scratch.transport.kind;
+    let names_no_flow = matches!(
+        kind,
+        Kind::Malformed | Kind::Later | Kind::EchoRequest | Kind::OtherIcmp | Kind::Error
+    );
+    if names_no_flow || scratch.ip.is_fragment() {
+        if tables.egress_ip(scratch.ip.destination).is_none() {
+            return Ok(Verdict::Pass);
         }
-        Some(Transport::Error { .. }) => {
-            if tables.egress_ip(ip.destination).is_none() {
-                return Ok(Verdict::Pass);
-            }
-            reply_error(packet, tables, scratch)?;
+        if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
+            return Err(Reason::Fragment);
+        }
+        if kind == Kind::Later {
+            later_reply(tables, scratch)?;
             return Ok(Verdict::Translate);
         }
-        _ => return refuse(tables, &ip, transport, &mut scratch.answer),
-    };
-    scratch.lease = ReplyKey {
-        remote: ip.source,
-        egress_ip: ip.destination,
-        remote_port: ports.source,
-        egress_port: ports.destination,
-        protocol: u32::from(ip.protocol),
-    };
-    let Some(flow) = tables.reply(&scratch.lease) else {
-        return refuse(tables, &ip, transport, &mut scratch.answer);
-    };
+        if kind == Kind::Error {
+            reply_error(packet, tables, scratch)?;
+            remember_owner(tables, scratch);
+            return Ok(Verdict::Translate);
+        }
+    }
+    let found = if names_no_flow { None } else { tables.reply(&scratch.lease) };
+    let Some(flow) = found else { return refuse(tables, scratch) };
     let now = tables.now();
     let rested = state::age(now, flow.life.now().last_seen);
-    if rested >= state::shortest(config, ip.protocol)
+    if rested >= state::shortest(config, scratch.ip.protocol)
         && expired(tables, config, &scratch.lease, flow, now, &mut scratch.other)
     {
         remove_reply_pair(tables, &scratch.lease, flow, &mut scratch.other);
-        return refuse(tables, &ip, transport, &mut scratch.answer);
+        return refuse(tables, scratch);
     }
-    let slot = tables.slot(flow.slot).ok_or(Reason::PolicyGone)?;
-    if slot.vnid != flow.vnid || slot.action != action::SNAT || slot.egress_ip != ip.destination {
-        return Err(Reason::PolicyGone);
-    }
+    still_allowed(tables, flow, scratch.ip.destination)?;
     let way = way_back(flow);
     // What the stack carries on is the stack's to count down.
     let hop = if way.by == By::Stack { Hop::Stack } else { Hop::Program };
-    if hop == Hop::Program && ip.ttl <= 1 {
-        scratch.answer = Answer::time_exceeded(ip.destination);
+    if hop == Hop::Program && scratch.ip.ttl <= 1 {
+        scratch.answer = Answer::time_exceeded(scratch.ip.destination);
         return Ok(Verdict::Answer);
     }
-    flow.life.see(now, flags);
+    // Without DF it is the tunnel's to fragment.
+    let through_tunnel = way.by == By::Tunnel;
+    if through_tunnel && scratch.ip.dont_fragment && is_too_big(packet, scratch, config.tunnel_mtu)
+    {
+        scratch.answer = Answer::too_big(scratch.ip.destination, config.tunnel_mtu);
+        return Ok(Verdict::Answer);
+    }
+    flow.life.see(now, scratch.transport.flags);
     count(&flow.packets, &flow.bytes, packet.length());
-    let transport = transport.ok_or(Reason::Malformed)?;
+    remember_owner(tables, scratch);
     let pod = (flow.pod, flow.pod_port);
     scratch.translation = Translation {
-        rewrite: rewrite(&ip, transport, Side::Destination, pod, hop)?,
+        rewrite: rewrite(&scratch.ip, &scratch.transport, Side::Destination, pod, hop),
         way,
         slot: flow.slot,
     };
@@ -272,28 +330,21 @@ pub fn leaves_translated<T: Tables>(
 
 /// New connections from outside end at the egress IP; what is not for one is not ours.
 #[inline(always)]
-fn refuse<T: Tables>(
-    tables: &T,
-    ip: &Ipv4,
-    transport: Option<Transport>,
-    answer: &mut Answer,
-) -> Result<Verdict, Reason> {
+fn refuse<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<Verdict, Reason> {
+    let Scratch { ip, transport, .. } = scratch;
     if tables.egress_ip(ip.destination).is_none() {
         return Ok(Verdict::Pass);
     }
-    let kind = match transport {
-        None => return Err(Reason::Malformed),
-        Some(Transport::Tcp { flags, .. }) if flags & tcp::RST != 0 => {
+    let kind = match transport.kind {
+        Kind::Malformed => return Err(Reason::Malformed),
+        Kind::Tcp if transport.flags & tcp::RST != 0 => return Err(Reason::NoFlow),
+        Kind::Tcp => AnswerKind::Reset,
+        Kind::EchoRequest | Kind::Udp => AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 3 },
+        Kind::Summed | Kind::Other => AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 2 },
+        Kind::Later | Kind::Error | Kind::EchoReply | Kind::OtherIcmp => {
             return Err(Reason::NoFlow);
         }
-        Some(Transport::Tcp { .. }) => AnswerKind::Reset,
-        Some(Transport::Error { .. } | Transport::OtherIcmp) => return Err(Reason::NoFlow),
-        Some(Transport::Echo { request: false, .. }) => return Err(Reason::NoFlow),
-        Some(Transport::Echo { .. } | Transport::Udp { .. }) => {
-            AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 3 }
-        }
-        Some(Transport::Other) => AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 2 },
     };
-    *answer = Answer { reason: Reason::Refused, kind, from: ip.destination };
+    scratch.answer = Answer { reason: Reason::Refused, kind, from: ip.destination, mtu: 0 };
     Ok(Verdict::Answer)
 }

@@ -19,6 +19,9 @@ impl Candidates {
     pub fn new(config: &Config, of_protocol: u8, random: u32) -> Self {
         let (from, count, step) = if of_protocol == protocol::ICMP {
             (0, 1 << 16, 40503)
+        } else if !protocol::has_ports(of_protocol) {
+            // No port is written as port 0, of which there is one.
+            (0, 1, 0)
         } else {
             (config.port_from, config.port_count, config.port_step)
         };

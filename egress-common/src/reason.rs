@@ -48,6 +48,27 @@ reasons! {
     Unwritable = 15, "unwritable";
     /// The packet is bigger than the way allows.
     TooBig = 16, "too_big";
+    /// Another pod of the tenant speaks this protocol, which has no ports, with this remote.
+    ProtocolTaken = 17, "protocol_taken";
+    /// The tenant has as many flows as it may have.
+    FlowLimit = 18, "flow_limit";
+    /// The tenant begins flows faster than it may.
+    NewFlowLimit = 19, "new_flow_limit";
+}
+
+impl Reason {
+    /// Whether it was a lack of room or a limit that kept a flow from being made.
+    #[inline(always)]
+    pub fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::FlowTableFull
+                | Self::PortsExhausted
+                | Self::ProtocolTaken
+                | Self::FlowLimit
+                | Self::NewFlowLimit
+        )
+    }
 }
 
 /// How many counters there are.

@@ -1,8 +1,7 @@
 //! A rewrite: the bytes of a packet that change, as a value.
 use crate::{
     checksum::{delta, update},
-    reason::Reason,
-    wire::{Ipv4, Ports, Transport},
+    wire::{Ipv4, Kind, Transport, protocol},
 };
 
 /// The bytes that change. Applied with the kernel's checksum helpers on tc, by stores on XDP.
@@ -14,20 +13,25 @@ pub struct Rewrite {
 }
 
 /// What changes behind the IPv4 header.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edit {
-    #[default]
-    Nothing,
     Ports(PortEdit),
     Error(ErrorEdit),
 }
 
-/// A port or identifier, and the checksum over it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Default for Edit {
+    fn default() -> Self {
+        Self::Ports(PortEdit::default())
+    }
+}
+
+/// A port or identifier, and the checksum over it. The default changes nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PortEdit {
-    /// Of the port; from the outer IPv4 header, as all offsets.
+    /// Of the port; from the outer IPv4 header, as all offsets. 0: no port changes.
     pub offset: usize,
     pub port: [u8; 2],
+    /// 0: no checksum changes.
     pub checksum_offset: usize,
     /// What the changed address adds to the checksum; 0 where no pseudo header is summed.
     pub address_delta: u32,
@@ -42,9 +46,10 @@ pub struct ErrorEdit {
     pub ip_offset: usize,
     /// As [`Rewrite::ip`], of the inner header.
     pub ip: [u8; 12],
+    /// 0: the quoted packet has no port.
     pub port_offset: usize,
     pub port: [u8; 2],
-    /// Of the inner checksum; 0: the error does not quote that much.
+    /// Of the inner checksum; 0: there is none, or the error does not quote that much.
     pub checksum_offset: usize,
     pub checksum: [u8; 2],
     pub icmp_checksum_offset: usize,
@@ -98,51 +103,35 @@ pub fn ip_bytes(ip: &Ipv4, side: Side, address: [u8; 4], hop: Hop) -> [u8; 12] {
     ]
 }
 
-/// The rewrite of a packet that names a flow by its own ports.
+/// The rewrite of a packet that names a flow by itself: one end becomes `address` and, where the
+/// protocol has ports for us, `port`.
 #[inline(always)]
 pub fn rewrite(
     ip: &Ipv4,
-    transport: Transport,
+    transport: &Transport,
     side: Side,
     (address, port): ([u8; 4], [u8; 2]),
     hop: Hop,
-) -> Result<Rewrite, Reason> {
-    let at = ip.header_len;
-    let (old_address, port_offset) = match side {
-        Side::Source => (ip.source, at),
-        Side::Destination => (ip.destination, at + 2),
+) -> Rewrite {
+    let at = ip.header_len();
+    let (old_address, old_port, port_offset) = match side {
+        Side::Source => (ip.source, transport.ports.source, at),
+        Side::Destination => (ip.destination, transport.ports.destination, at + 2),
     };
-    let pick = |ports: Ports| match side {
-        Side::Source => ports.source,
-        Side::Destination => ports.destination,
+    let (offset, checksum_offset, covers_addresses) = match transport.kind {
+        Kind::Tcp => (port_offset, at + 16, true),
+        Kind::Udp => (port_offset, at + 6, true),
+        Kind::EchoRequest | Kind::EchoReply => (at + 4, at + 2, false),
+        Kind::Summed => (0, at + 6, true),
+        _ => (0, 0, false),
     };
-    let address_delta = delta(&old_address, &address);
-    let edit = match transport {
-        Transport::Tcp { ports, .. } => PortEdit {
-            offset: port_offset,
-            port,
-            checksum_offset: at + 16,
-            address_delta,
-            port_delta: delta(&pick(ports), &port),
-            zero_is_none: false,
-        },
-        Transport::Udp { ports } => PortEdit {
-            offset: port_offset,
-            port,
-            checksum_offset: at + 6,
-            address_delta,
-            port_delta: delta(&pick(ports), &port),
-            zero_is_none: true,
-        },
-        Transport::Echo { id, .. } => PortEdit {
-            offset: at + 4,
-            port,
-            checksum_offset: at + 2,
-            address_delta: 0,
-            port_delta: delta(&id, &port),
-            zero_is_none: false,
-        },
-        _ => return Err(Reason::Protocol),
+    let edit = PortEdit {
+        offset,
+        port,
+        checksum_offset,
+        address_delta: if covers_addresses { delta(&old_address, &address) } else { 0 },
+        port_delta: if offset != 0 { delta(&old_port, &port) } else { 0 },
+        zero_is_none: ip.protocol == protocol::UDP || ip.protocol == protocol::UDP_LITE,
     };
-    Ok(Rewrite { ip: ip_bytes(ip, side, address, hop), edit: Edit::Ports(edit) })
+    Rewrite { ip: ip_bytes(ip, side, address, hop), edit: Edit::Ports(edit) }
 }

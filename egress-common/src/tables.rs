@@ -1,5 +1,8 @@
 //! What the engine needs around it: tables, a clock, chance, and the way to a next hop.
-use crate::abi::{Claim, Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot};
+use crate::abi::{
+    Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
+    ReplyKey, Slot, Usage,
+};
 
 /// Why an entry was not inserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub trait Tables {
     /// The slot that a VNID's policy is in.
     fn policy(&self, vnid: u32) -> Option<&u32>;
     fn slot(&self, index: u32) -> Option<&Slot>;
+    /// What the policy in a slot holds.
+    fn usage(&self, index: u32) -> Option<&Usage>;
     /// The slot whose egress IP this is.
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32>;
 
@@ -38,6 +43,11 @@ pub trait Tables {
     fn claim(&self, claim: &Claim) -> bool;
     fn remove_original(&self, key: &OriginalKey);
     fn remove_reply(&self, key: &ReplyKey);
+
+    /// Whose the fragments of a packet are, as far as it is remembered.
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner>;
+    /// Remembers it, or whose they are now.
+    fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner);
 
     /// Fills in the link-layer addresses towards `remote` through interface `uplink`. `false`: the
     /// sender has to ask the stack, which also resolves the neighbour.

@@ -7,6 +7,15 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const DCCP: u8 = 33;
+    pub const UDP_LITE: u8 = 136;
+
+    /// Whether a flow of this protocol has a port or identifier to translate; of all others only
+    /// the address is.
+    #[inline(always)]
+    pub fn has_ports(protocol: u8) -> bool {
+        matches!(protocol, TCP | UDP | ICMP)
+    }
 }
 
 /// TCP flag bits.
@@ -32,16 +41,22 @@ pub trait Packet {
     /// `N` bytes at `offset`; `None` where the packet is shorter.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// Of a packet that stands for several: the transport's payload in each of them. Else 0.
+    fn segment(&self) -> u32 {
+        0
+    }
+
     /// Bytes from the IPv4 header to the end; padding of the link layer may be among them.
     fn length(&self) -> u64;
 }
 
 /// What the engine needs of an IPv4 header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ipv4 {
-    /// Bytes of the header, 20 to 60.
-    pub header_len: usize,
+    /// The header's first byte: version and length.
+    pub first: u8,
     pub total_len: u16,
+    pub id: [u8; 2],
     pub dont_fragment: bool,
     pub more_fragments: bool,
     /// In units of 8 bytes.
@@ -68,8 +83,9 @@ impl Ipv4 {
         }
         let fragment = u16::from_be_bytes([header[6], header[7]]);
         Some(Self {
-            header_len,
+            first: header[0],
             total_len,
+            id: [header[4], header[5]],
             dont_fragment: fragment & 0x4000 != 0,
             more_fragments: fragment & 0x2000 != 0,
             fragment_offset: fragment & 0x1fff,
@@ -81,96 +97,138 @@ impl Ipv4 {
         })
     }
 
+    /// Bytes of the header, 20 to 60. From its own byte, so that the compiler and the verifier see
+    /// the bound wherever it is asked for.
+    #[inline(always)]
+    pub fn header_len(&self) -> usize {
+        usize::from(self.first & 0x0f) * 4
+    }
+
     /// Bytes behind the header.
     #[inline(always)]
     pub fn payload_len(&self) -> usize {
-        usize::from(self.total_len).wrapping_sub(self.header_len)
+        usize::from(self.total_len).wrapping_sub(self.header_len())
     }
 
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         self.more_fragments || self.fragment_offset != 0
     }
+
+    /// Whether the lengths of a fragment can be: whole units of eight bytes but in the last, an end
+    /// below 64 KiB, and no TCP header but in the first (RFC 1858, RFC 3128: an overlapping one
+    /// would have its flags replaced behind our back).
+    #[inline(always)]
+    pub fn is_sane_fragment(&self) -> bool {
+        let (at, length) = (usize::from(self.fragment_offset) * 8, self.payload_len());
+        let whole = !self.more_fragments || length % 8 == 0;
+        let behind_tcp = self.protocol != protocol::TCP || at == 0 || at >= 24;
+        whole && behind_tcp && length != 0 && at + length + self.header_len() <= 0xffff
+    }
 }
 
 /// The part of a transport header that names a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ports {
-    /// The identifier for an ICMP echo.
     pub source: [u8; 2],
-    /// The identifier for an ICMP echo, too.
     pub destination: [u8; 2],
 }
 
-/// The first bytes behind an IPv4 header, by what they mean to a translator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    Tcp {
-        ports: Ports,
-        flags: u8,
-    },
-    Udp {
-        ports: Ports,
-    },
-    Echo {
-        id: [u8; 2],
-        request: bool,
-    },
+/// What is behind an IPv4 header, by what it means to a translator.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Cut short, or of a length that cannot be.
+    #[default]
+    Malformed = 0,
+    /// The fragment is not the first: there is no header.
+    Later = 1,
+    Tcp = 2,
+    Udp = 3,
+    EchoRequest = 4,
+    EchoReply = 5,
     /// An ICMP error: it speaks of the packet that begins 8 bytes behind it.
-    Error {
-        kind: u8,
-    },
+    Error = 6,
     /// Other ICMP messages: none of them crosses a translator (RFC 5508, section 7).
-    OtherIcmp,
-    Other,
+    OtherIcmp = 7,
+    /// No ports for us, but a checksum that covers the addresses: UDP-Lite, DCCP.
+    Summed = 8,
+    Other = 9,
+}
+
+/// The part of a transport's header that concerns a translator. Flat, since the verifier does not
+/// follow the compiler through half-filled variants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transport {
+    pub kind: Kind,
+    /// What names the flow; zero where the protocol has none for us. An echo request's identifier
+    /// is its source, an answer's its destination.
+    pub ports: Ports,
+    /// TCP's; else 0.
+    pub flags: u8,
+    /// Bytes of a TCP header; else 8, the length of most others.
+    pub header_len: u8,
 }
 
 impl Transport {
-    /// What is behind the outer IPv4 header; `None`: cut short, or of a length that cannot be.
+    /// What is behind the outer IPv4 header.
     #[inline(always)]
-    pub fn read<P: Packet>(packet: &P, ip: &Ipv4) -> Option<Self> {
-        let (offset, room) = (ip.header_len, ip.payload_len());
+    pub fn read<P: Packet>(packet: &P, ip: &Ipv4) -> Self {
         if u64::from(ip.total_len) > packet.length() {
+            return Self::default();
+        }
+        if ip.fragment_offset != 0 {
+            return Self { kind: Kind::Later, ..Self::default() };
+        }
+        let read = match ip.protocol {
+            protocol::TCP => Self::read_tcp(packet, ip),
+            protocol::UDP => Self::read_udp(packet, ip),
+            protocol::ICMP => Self::read_icmp(packet, ip),
+            protocol::DCCP | protocol::UDP_LITE => {
+                Self::read_udp(packet, ip).map(|_| Self { kind: Kind::Summed, ..Self::default() })
+            }
+            _ => Some(Self { kind: Kind::Other, ..Self::default() }),
+        };
+        read.unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn read_tcp<P: Packet>(packet: &P, ip: &Ipv4) -> Option<Self> {
+        let header: [u8; 20] = packet.read(ip.header_len())?;
+        let header_len = usize::from(header[12] >> 4) * 4;
+        if header_len < 20 || header_len > ip.payload_len() {
             return None;
         }
-        Some(match ip.protocol {
-            protocol::TCP => {
-                let header: [u8; 20] = packet.read(offset)?;
-                let header_len = usize::from(header[12] >> 4) * 4;
-                if header_len < 20 || header_len > room {
-                    return None;
-                }
-                let ports =
-                    Ports { source: [header[0], header[1]], destination: [header[2], header[3]] };
-                Self::Tcp { ports, flags: header[13] }
-            }
-            protocol::UDP => {
-                let header: [u8; 8] = packet.read(offset)?;
-                if room < 8 {
-                    return None;
-                }
-                let ports =
-                    Ports { source: [header[0], header[1]], destination: [header[2], header[3]] };
-                Self::Udp { ports }
-            }
-            protocol::ICMP => {
-                let header: [u8; 8] = packet.read(offset)?;
-                if room < 8 {
-                    return None;
-                }
-                match header[0] {
-                    kind @ (icmp::ECHO_REPLY | icmp::ECHO_REQUEST) => Self::Echo {
-                        id: [header[4], header[5]],
-                        request: kind == icmp::ECHO_REQUEST,
-                    },
-                    kind @ (icmp::UNREACHABLE
-                    | icmp::SOURCE_QUENCH
-                    | icmp::TIME_EXCEEDED
-                    | icmp::PARAMETER_PROBLEM) => Self::Error { kind },
-                    _ => Self::OtherIcmp,
-                }
-            }
-            _ => Self::Other,
-        })
+        let ports = Ports { source: [header[0], header[1]], destination: [header[2], header[3]] };
+        Some(Self { kind: Kind::Tcp, ports, flags: header[13], header_len: header_len as u8 })
+    }
+
+    #[inline(always)]
+    fn read_udp<P: Packet>(packet: &P, ip: &Ipv4) -> Option<Self> {
+        let header: [u8; 8] = packet.read(ip.header_len())?;
+        if ip.payload_len() < 8 {
+            return None;
+        }
+        let ports = Ports { source: [header[0], header[1]], destination: [header[2], header[3]] };
+        Some(Self { kind: Kind::Udp, ports, flags: 0, header_len: 8 })
+    }
+
+    #[inline(always)]
+    fn read_icmp<P: Packet>(packet: &P, ip: &Ipv4) -> Option<Self> {
+        let header: [u8; 8] = packet.read(ip.header_len())?;
+        if ip.payload_len() < 8 {
+            return None;
+        }
+        let id = [header[4], header[5]];
+        let (kind, ports) = match header[0] {
+            icmp::ECHO_REQUEST => (Kind::EchoRequest, Ports { source: id, destination: [0, 0] }),
+            icmp::ECHO_REPLY => (Kind::EchoReply, Ports { source: [0, 0], destination: id }),
+            icmp::UNREACHABLE
+            | icmp::SOURCE_QUENCH
+            | icmp::TIME_EXCEEDED
+            | icmp::PARAMETER_PROBLEM => (Kind::Error, Ports::default()),
+            _ => (Kind::OtherIcmp, Ports::default()),
+        };
+        Some(Self { kind, ports, flags: 0, header_len: 8 })
     }
 }

@@ -318,9 +318,8 @@ fn become_answer(skb: &Skb, answer: &Answer) -> Result<(), Reason> {
             skb.replace(packet)?;
         }
         AnswerKind::Icmp { kind, code } => {
-            let packet =
-                answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer.from, kind, code, [0; 4])
-                    .ok_or(answer.reason)?;
+            let packet = answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer, kind, code)
+                .ok_or(answer.reason)?;
             skb.replace(packet)?;
         }
     }

@@ -4,7 +4,7 @@
 //! preallocated hash maps are reused at once after a delete: a held pointer stays readable but may
 //! have become another flow, which is why the engine compares what it reads with the slot.
 use aya_ebpf::{
-    bindings::{BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup},
+    bindings::{BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup},
     helpers::generated as kernel,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
@@ -12,8 +12,8 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use egress_common::{
     abi::{
-        Claim, Config, MacWords, NodeHop, OriginalFlow, OriginalKey, Path, ReplyFlow, ReplyKey,
-        Slot, SlotCounters, TICK_SHIFT,
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, NodeHop, OriginalFlow, OriginalKey,
+        Path, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT, Usage,
     },
     flow::Scratch,
     reason::{REASON_COUNT, Reason},
@@ -58,6 +58,8 @@ static EGRESS_IPS: HashMap<[u8; 4], u32> = HashMap::pinned(SLOTS, 0);
 static FLOWS_ORIGINAL: HashMap<OriginalKey, Shared<OriginalFlow>> = HashMap::pinned(FLOWS, 0);
 #[map(name = "flows_reply")]
 static FLOWS_REPLY: HashMap<ReplyKey, Shared<ReplyFlow>> = HashMap::pinned(FLOWS, 0);
+#[map(name = "fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentOwner> = LruHashMap::pinned(8192, 0);
 /// Expired flows whose removal has begun.
 #[map(name = "claims")]
 static CLAIMS: LruHashMap<Claim, u32> = LruHashMap::pinned(4096, 0);
@@ -67,6 +69,8 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::pinned(REASON_COUNT, 0);
 static PATHS: PerCpuArray<u64> = PerCpuArray::pinned(Path::ALL.len() as u32, 0);
 #[map(name = "slot_counters")]
 static SLOT_COUNTERS: PerCpuArray<SlotCounters> = PerCpuArray::pinned(SLOTS, 0);
+#[map(name = "usage")]
+static USAGE: Array<Shared<Usage>> = Array::pinned(SLOTS, 0);
 #[map(name = "scratch")]
 static SCRATCH: PerCpuArray<Shared<Scratch>> = PerCpuArray::pinned(1, 0);
 /// Room to ask the FIB in.
@@ -134,6 +138,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn usage(&self, index: u32) -> Option<&Usage> {
+        USAGE.get(index).map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32> {
         // SAFETY: the value is one word, read at once.
         unsafe { EGRESS_IPS.get(address) }
@@ -181,6 +190,18 @@ impl Tables for Maps {
     fn remove_reply(&self, key: &ReplyKey) {
         // Gone already is as good.
         let _ = FLOWS_REPLY.remove(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner> {
+        // SAFETY: a torn read is of two packets with one key, and its flow is looked up and judged.
+        unsafe { FRAGMENTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner) {
+        // Full does not happen in an LRU map; the fragments behind would be dropped and counted.
+        let _ = FRAGMENTS.insert(key, owner, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

@@ -54,6 +54,11 @@ impl<const BASE: usize> Packet for At<BASE> {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        self.0.gso_size()
+    }
+
+    #[inline(always)]
     fn length(&self) -> u64 {
         u64::from(self.0.frame_length()).saturating_sub(BASE as u64)
     }
@@ -190,7 +195,7 @@ impl Skb {
     #[inline(never)]
     pub fn apply(&self, rewrite: &Rewrite) -> Result<(), Reason> {
         match &rewrite.edit {
-            Edit::Nothing => {}
+            Edit::Ports(edit) if edit.checksum_offset == 0 => {}
             Edit::Ports(edit) => self.apply_ports(edit)?,
             Edit::Error(edit) => self.apply_error(edit)?,
         }
@@ -203,6 +208,9 @@ impl Skb {
         let zero = if edit.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         if edit.address_delta != 0 {
             self.add_to_checksum(offset, edit.address_delta, zero | u64::from(BPF_F_PSEUDO_HDR))?;
+        }
+        if edit.offset == 0 {
+            return Ok(());
         }
         // A preserved port changes nothing: its delta is a zero of the one's complement.
         if fold(edit.port_delta) != 0xffff {
@@ -224,7 +232,9 @@ impl Skb {
     #[inline(always)]
     fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
         self.write(ETH_LEN + edit.ip_offset + 8, edit.ip)?;
-        self.write(ETH_LEN + edit.port_offset, edit.port)?;
+        if edit.port_offset != 0 {
+            self.write(ETH_LEN + edit.port_offset, edit.port)?;
+        }
         if edit.checksum_offset != 0 {
             self.write(ETH_LEN + edit.checksum_offset, edit.checksum)?;
         }

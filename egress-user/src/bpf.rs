@@ -21,7 +21,7 @@ use aya::{
 };
 use egress_common::abi::{
     ABI_VERSION, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
-    SlotCounters,
+    SlotCounters, UsageRecord,
 };
 
 pub mod fit;
@@ -203,6 +203,7 @@ fn load(pins: &Path, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("slots", sizes.policies)
         .map_max_entries("egress_ips", sizes.policies)
         .map_max_entries("slot_counters", sizes.policies)
+        .map_max_entries("usage", sizes.policies)
         .load(OBJECT)
         .context("make the eBPF maps")?;
     for hook in Hook::ALL {
@@ -252,6 +253,7 @@ pub struct Maps {
     pub egress_ips: HashMap<MapData, [u8; 4], u32>,
     pub flows_original: HashMap<MapData, Plain<OriginalKey>, Plain<OriginalRecord>>,
     pub flows_reply: HashMap<MapData, Plain<ReplyKey>, Plain<ReplyRecord>>,
+    pub usage: Array<MapData, Plain<UsageRecord>>,
     pub reasons: PerCpuArray<MapData, u64>,
     pub paths: PerCpuArray<MapData, u64>,
     pub slot_counters: PerCpuArray<MapData, Plain<SlotCounters>>,
@@ -279,6 +281,7 @@ impl Maps {
             egress_ips: hash("egress_ips")?.try_into()?,
             flows_original: hash("flows_original")?.try_into()?,
             flows_reply: hash("flows_reply")?.try_into()?,
+            usage: array("usage")?.try_into()?,
             reasons: per_cpu("reasons")?.try_into()?,
             paths: per_cpu("paths")?.try_into()?,
             slot_counters: per_cpu("slot_counters")?.try_into()?,

@@ -5,9 +5,15 @@
 use std::{cell::RefCell, rc::Rc};
 
 use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{
+    maps::HashMap,
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
 use egress_common::{
-    abi::{Config, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot},
+    abi::{
+        Config, FragmentKey, FragmentOwner, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord,
+        Slot,
+    },
     mark::{Layout, mark},
     reason::Reason,
     testing::{
@@ -64,7 +70,7 @@ pub struct TestRunGateway {
 
 impl TestRunGateway {
     fn clear(&mut self) -> Result<()> {
-        let Maps { flows_original, flows_reply, policy, egress_ips, slots, .. } =
+        let Maps { flows_original, flows_reply, policy, egress_ips, slots, usage, .. } =
             &mut self.loaded.borrow_mut().maps;
         for key in flows_original.keys().collect::<Result<Vec<_>, _>>()? {
             flows_original.remove(&key)?;
@@ -80,6 +86,7 @@ impl TestRunGateway {
         }
         for index in 0..slots.len() {
             slots.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
+            usage.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
         }
         Ok(())
     }
@@ -172,6 +179,17 @@ fn mapping(
     }
 }
 
+fn make_fragments_older(data_plane: &mut DataPlane, ticks: u32) -> Result<()> {
+    let map = data_plane.ebpf_mut().map_mut("fragments").context("the object has no fragments")?;
+    let mut fragments: HashMap<_, Plain<FragmentKey>, Plain<FragmentOwner>> = map.try_into()?;
+    for entry in fragments.iter().collect::<Result<Vec<_>, _>>()? {
+        let (key, Plain(owner)) = entry;
+        let owner = FragmentOwner { seen: owner.seen.wrapping_sub(ticks), ..owner };
+        fragments.insert(key, Plain(owner), 0)?;
+    }
+    Ok(())
+}
+
 impl Gateway for TestRunGateway {
     fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
         self.run(Hook::GatewayIngress, self.mark(vnid), packet).expect("run gateway_ingress")
@@ -186,7 +204,9 @@ impl Gateway for TestRunGateway {
     }
 
     fn rest(&mut self, ticks: u32) {
-        let Maps { flows_original, flows_reply, .. } = &mut self.loaded.borrow_mut().maps;
+        let Loaded { data_plane, maps } = &mut *self.loaded.borrow_mut();
+        make_fragments_older(data_plane, ticks).expect("make fragments older");
+        let Maps { flows_original, flows_reply, .. } = maps;
         let older = |life: u64| {
             let last_seen = (life >> LAST_SEEN_SHIFT) as u32;
             u64::from(last_seen.wrapping_sub(ticks)) << LAST_SEEN_SHIFT | u64::from(life as u32)
@@ -227,6 +247,14 @@ impl Gateway for TestRunGateway {
         if egress_ip != [0; 4] {
             egress_ips.insert(egress_ip, index, 0).expect("set an egress IP");
         }
+    }
+
+    fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {
+        let Maps { policy, slots, .. } = &mut self.loaded.borrow_mut().maps;
+        let index = policy.get(&vnid, 0).expect("the tenant has a policy");
+        let mut slot = slots.get(&index, 0).expect("read a slot").0;
+        change(&mut slot);
+        slots.set(index, Plain(slot), 0).expect("set a slot");
     }
 
     fn configure(&mut self, change: &dyn Fn(&mut Config)) {

@@ -28,7 +28,7 @@ pub fn apply(packet: &mut [u8], rewrite: &Rewrite) {
         packet[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
     match &rewrite.edit {
-        Edit::Nothing => {}
+        Edit::Ports(edit) if edit.checksum_offset == 0 => {}
         Edit::Ports(edit) => {
             let field =
                 Bytes(packet).read(edit.checksum_offset).expect("the checksum is in the packet");
@@ -36,11 +36,15 @@ pub fn apply(packet: &mut [u8], rewrite: &Rewrite) {
             let updated =
                 if edit.zero_is_none { update_udp(field, delta) } else { update(field, delta) };
             write(packet, edit.checksum_offset, &updated);
-            write(packet, edit.offset, &edit.port);
+            if edit.offset != 0 {
+                write(packet, edit.offset, &edit.port);
+            }
         }
         Edit::Error(edit) => {
             write(packet, edit.ip_offset + 8, &edit.ip);
-            write(packet, edit.port_offset, &edit.port);
+            if edit.port_offset != 0 {
+                write(packet, edit.port_offset, &edit.port);
+            }
             if edit.checksum_offset != 0 {
                 write(packet, edit.checksum_offset, &edit.checksum);
             }

@@ -1,6 +1,6 @@
 //! What a story speaks to: a gateway with two tenants, whatever it is made of.
 use crate::{
-    abi::{Config, Network, action},
+    abi::{Config, Network, Slot, action},
     port::step,
     reason::Reason,
     testing::packet::End,
@@ -45,6 +45,8 @@ pub trait Gateway {
     fn mappings(&self) -> Vec<Mapping>;
     /// Enters or changes a tenant's policy.
     fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]);
+    /// A tenant's slot, to be changed.
+    fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot));
     /// The settings, to be changed.
     fn configure(&mut self, change: &dyn Fn(&mut Config));
 }

@@ -1,6 +1,6 @@
 //! The engine itself behind the [`Gateway`] of the stories.
 use crate::{
-    abi::{Config, OriginalKey, ReplyKey},
+    abi::{Config, OriginalKey, ReplyKey, Slot},
     answer,
     flow::Scratch,
     nat::{AnswerKind, Origin, Verdict, leaves_translated, translate_original, translate_reply},
@@ -45,7 +45,7 @@ pub fn outcome(verdict: Result<Verdict, Reason>, packet: &[u8], scratch: &Scratc
             let answer = match said.kind {
                 AnswerKind::Reset => answer::reset(&Bytes(packet), &ip).map(|bytes| bytes.to_vec()),
                 AnswerKind::Icmp { kind, code } => {
-                    answer::icmp_error(&Bytes(packet), &ip, said.from, kind, code, [0; 4])
+                    answer::icmp_error(&Bytes(packet), &ip, said, kind, code)
                         .map(|bytes| bytes.to_vec())
                 }
             };
@@ -144,6 +144,11 @@ impl Gateway for Host {
         } else {
             self.tables.add_policy(vnid, action, egress_ip);
         }
+    }
+
+    fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {
+        let index = self.tables.policy[&vnid];
+        change(&mut self.tables.slots[index as usize]);
     }
 
     fn configure(&mut self, change: &dyn Fn(&mut Config)) {

@@ -8,7 +8,10 @@ use std::{
 use bytemuck::Zeroable;
 
 use crate::{
-    abi::{Claim, Config, MacWords, OriginalFlow, OriginalKey, ReplyFlow, ReplyKey, Slot},
+    abi::{
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
+        ReplyKey, Slot, Usage,
+    },
     tables::{InsertError, Tables},
 };
 
@@ -24,9 +27,11 @@ pub struct MemoryTables {
     pub config: Option<Config>,
     pub policy: HashMap<u32, u32>,
     pub slots: Vec<Slot>,
+    pub usage: Vec<Usage>,
     pub egress_ips: HashMap<[u8; 4], u32>,
     pub original: Table<OriginalKey, OriginalFlow>,
     pub reply: Table<ReplyKey, ReplyFlow>,
+    pub fragments: RefCell<HashMap<FragmentKey, &'static FragmentOwner>>,
     pub claims: RefCell<HashSet<Claim>>,
     /// Most entries of the original's table.
     pub original_capacity: Cell<usize>,
@@ -49,9 +54,11 @@ impl Default for MemoryTables {
             config: None,
             policy: HashMap::new(),
             slots: Vec::new(),
+            usage: Vec::new(),
             egress_ips: HashMap::new(),
             original: Table::default(),
             reply: Table::default(),
+            fragments: RefCell::default(),
             claims: RefCell::default(),
             original_capacity: Cell::new(usize::MAX),
             reply_capacity: Cell::new(usize::MAX),
@@ -70,6 +77,7 @@ impl MemoryTables {
     pub fn add_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
         let index = self.slots.len() as u32;
         self.slots.push(Slot { vnid, action, egress_ip, uplink: 2, ..Slot::zeroed() });
+        self.usage.push(Usage::default());
         self.policy.insert(vnid, index);
         if egress_ip != [0; 4] {
             self.egress_ips.insert(egress_ip, index);
@@ -136,6 +144,10 @@ impl Tables for MemoryTables {
         self.slots.get(index as usize)
     }
 
+    fn usage(&self, index: u32) -> Option<&Usage> {
+        self.usage.get(index as usize)
+    }
+
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32> {
         self.egress_ips.get(&address)
     }
@@ -169,6 +181,14 @@ impl Tables for MemoryTables {
 
     fn remove_reply(&self, key: &ReplyKey) {
         self.reply.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner) {
+        self.fragments.borrow_mut().insert(*key, Box::leak(Box::new(*owner)));
     }
 
     fn next_hop(&self, _: u32, _: [u8; 4], _: [u8; 4], macs: &mut MacWords) -> bool {

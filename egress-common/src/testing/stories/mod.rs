@@ -5,15 +5,18 @@
 use crate::{
     reason::Reason,
     testing::{
-        gateway::{Gateway, Outcome, TENANT},
-        packet::Datagram,
+        gateway::{Gateway, NODE, Outcome, TENANT},
+        packet::{DONT_FRAGMENT, Datagram, icmp},
     },
 };
 
 mod errors;
+mod fragments;
 mod guard;
 mod lifetime;
+mod limits;
 mod ports;
+mod protocols;
 mod tcp;
 mod udp_echo;
 
@@ -38,6 +41,9 @@ pub fn all() -> impl Iterator<Item = Story> {
         lifetime::STORIES,
         errors::STORIES,
         guard::STORIES,
+        protocols::STORIES,
+        fragments::STORIES,
+        limits::STORIES,
     ]
     .into_iter()
     .flatten()
@@ -68,6 +74,16 @@ impl dyn Gateway + '_ {
     #[track_caller]
     fn pod_is_refused(&mut self, packet: &Datagram, reason: Reason) {
         same(self.leave_pod(TENANT, &packet.bytes()), Outcome::Dropped(reason));
+    }
+
+    /// A packet of the tenant's pod is dropped, and the pod is told so by the node (ICMP 3/13).
+    #[track_caller]
+    fn pod_is_prohibited(&mut self, packet: &Datagram, reason: Reason) {
+        let mut quoted = packet.bytes();
+        quoted.truncate(packet.header().len() + 8);
+        let error = icmp((3, 13), NODE, packet.source, [0; 4], &quoted);
+        let error = Datagram { id: 0, fragment: DONT_FRAGMENT, ..error };
+        same(self.leave_pod(TENANT, &packet.bytes()), Outcome::Answered(reason, error.bytes()));
     }
 
     /// A packet from outside goes back to the pod as `expected`, one hop on.
