@@ -315,7 +315,7 @@ impl Agent {
     /// Settings that cannot be written stay as they were; who gets what is written all the same.
     fn fill_maps(&mut self, plan: &Plan) -> Result<Dropped> {
         let configured = self.configure();
-        let desired = tables::desired(plan, &self.objects, &self.identity);
+        let desired = tables::desired(plan, &self.objects, &self.identity, &self.config);
         let dropped = maps::reconcile(&mut self.maps, &desired)?;
         configured.map(|()| dropped)
     }

@@ -134,6 +134,8 @@ pub struct Flows {
     pub max: u32,
     /// 0: no limit.
     pub max_per_vnid: u32,
+    /// Flows that one VNID may begin in a second; 0: no limit.
+    pub max_new_per_vnid: u32,
 }
 
 /// How many VNIDs can be translated here.
@@ -236,7 +238,7 @@ impl Default for Tunnel {
 
 impl Default for Flows {
     fn default() -> Self {
-        Self { max: 1 << 20, max_per_vnid: 0 }
+        Self { max: 1 << 20, max_per_vnid: 0, max_new_per_vnid: 0 }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Removes flows that have rested too long. The programs take over the ports of expired flows
 //! themselves; the sweep gives back the room that nobody asks for.
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use egress_common::{
-    abi::{BEAT, Config, OriginalKey, OriginalRecord, ReplyKey, TICK_SHIFT},
+    abi::{BEAT, Config, OriginalKey, OriginalRecord, ReplyKey, TICK_SHIFT, UsageRecord},
     state::{self, Moment},
 };
 use nix::time::{ClockId, clock_gettime};
@@ -29,12 +31,16 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
     let now = now()?;
     let mut swept = Swept::default();
     let mut gone = Vec::new();
+    let mut by_slot = BTreeMap::new();
     for entry in maps.flows_original.iter() {
         // An entry that vanishes under the walk is no error: the programs are at work meanwhile.
         let Ok((key, flow)) = entry else { continue };
         match is_over(maps, &config, &key.0, &flow.0, now) {
             true => gone.push((key, reply_key(&key.0, &flow.0))),
-            false => swept.live += 1,
+            false => {
+                swept.live += 1;
+                *by_slot.entry(flow.0.slot).or_default() += 1;
+            }
         }
     }
     let mut orphans = Vec::new();
@@ -63,10 +69,26 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
         let _ = maps.flows_reply.remove(&Plain(reply));
         let _ = maps.flows_original.remove(&original);
     }
+    correct_usage(maps, &by_slot)?;
     for key in orphans {
         let _ = maps.flows_reply.remove(&key);
     }
     Ok(swept)
+}
+
+/// The programs' own count of a tenant's flows may drift: several CPUs add to it plainly.
+fn correct_usage(maps: &mut Maps, by_slot: &BTreeMap<u32, u32>) -> Result<()> {
+    let slots: Vec<u32> = maps.policy.iter().flatten().map(|(_, slot)| slot).collect();
+    let room = maps.usage.len();
+    for slot in slots.into_iter().filter(|slot| *slot < room) {
+        let held = maps.usage.get(&slot, 0).context("read the map usage")?.0;
+        let flows = by_slot.get(&slot).copied().unwrap_or(0);
+        if held.flows != flows {
+            let corrected = UsageRecord { flows, ..held };
+            maps.usage.set(slot, Plain(corrected), 0).context("write the map usage")?;
+        }
+    }
+    Ok(())
 }
 
 fn reply_key(key: &OriginalKey, flow: &OriginalRecord) -> ReplyKey {

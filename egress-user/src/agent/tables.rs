@@ -17,11 +17,12 @@ use crate::{
     config::{AgentConfig, DataPath},
     identity::Identity,
     model::Objects,
+    netlink::Link,
     ovs,
     plan::{Action, Plan},
     reconcile::{
         addresses::EgressAddress,
-        maps::{Desired, Dropped, Tenant},
+        maps::{Desired, Dropped, Limits, Tenant, Uplink},
     },
 };
 
@@ -139,16 +140,24 @@ pub fn layout(config: &AgentConfig, ovs: Option<&ovs::Facts>) -> Layout {
 }
 
 /// Every VNID that asks for egress IPs: translated to the one that lives here, else dropped here.
-pub fn desired(plan: &Plan, objects: &Objects, identity: &Identity) -> Desired {
+pub fn desired(
+    plan: &Plan,
+    objects: &Objects,
+    identity: &Identity,
+    config: &AgentConfig,
+) -> Desired {
     let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
-    let uplink = identity.uplink.index;
+    let Link { index, mtu, .. } = identity.uplink;
+    let uplink = Uplink { index, mtu };
+    let limits =
+        Limits { flows: config.flows.max_per_vnid, new_flows: config.flows.max_new_per_vnid };
     let policies = plan
         .policies
         .iter()
         .map(|policy| {
             let hosted = policy.egress_ips.iter().find(|ip| here.contains(ip));
             let tenant = match (policy.action, hosted) {
-                (Action::Snat, Some(ip)) => Tenant::Snat { egress_ip: *ip, uplink },
+                (Action::Snat, Some(ip)) => Tenant::Snat { egress_ip: *ip, uplink, limits },
                 _ => Tenant::Drop,
             };
             (policy.vnid, tenant)

@@ -47,7 +47,7 @@ impl AgentConfig {
             masquerade_bit,
             compat,
             data_path,
-            flows: Flows { max: self.flows.max, max_per_vnid: flows.max_per_vnid },
+            flows: Flows { max: self.flows.max, ..flows },
             policies: self.policies.clone(),
             ports,
             timeouts,

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
-use egress_common::abi::{Config, NodeHop, Slot, SlotCounters, action};
+use egress_common::abi::{Config, NodeHop, Slot, SlotCounters, UsageRecord, action};
 
 use crate::bpf::{Maps, Plain};
 
@@ -31,17 +31,36 @@ pub struct Desired {
 /// What a VNID gets on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tenant {
-    Snat { egress_ip: Ipv4Addr, uplink: u32 },
+    Snat { egress_ip: Ipv4Addr, uplink: Uplink, limits: Limits },
     Drop,
+}
+
+/// The interface towards the outside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Uplink {
+    pub index: u32,
+    /// Bytes, from the IPv4 header on.
+    pub mtu: u32,
+}
+
+/// What one tenant may take; 0: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub flows: u32,
+    /// That begin in a second.
+    pub new_flows: u32,
 }
 
 impl Tenant {
     fn slot(self, vnid: u32) -> Slot {
         match self {
-            Self::Snat { egress_ip, uplink } => Slot {
+            Self::Snat { egress_ip, uplink, limits } => Slot {
                 vnid,
                 egress_ip: egress_ip.octets(),
-                uplink,
+                uplink: uplink.index,
+                mtu: uplink.mtu,
+                max_flows: limits.flows,
+                max_new_flows: limits.new_flows,
                 action: action::SNAT,
                 ..Slot::zeroed()
             },
@@ -162,6 +181,7 @@ fn clear_counters(maps: &mut Maps, index: u32) -> Result<()> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(what, error)| anyhow::anyhow!("count the CPUs: read {what}: {error}"))?;
     let zero = vec![Plain(SlotCounters::default()); cpus];
+    maps.usage.set(index, Plain(UsageRecord::default()), 0).context("clear the policy's usage")?;
     maps.slot_counters
         .set(index, aya::maps::PerCpuValues::try_from(zero)?, 0)
         .context("clear the policy's counters")
