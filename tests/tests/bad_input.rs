@@ -126,7 +126,7 @@ fn a_node_that_is_not_fit_says_why() -> Result<()> {
     let run = ["run", "--config", "/run/agent.yaml", "-f", "/run/objects.yaml"];
     let nobody = gateway.egress_as_nobody(&run)?;
     let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
-    assert_refused((nobody.status.code(), said), 3, &["no privileges", "as root", "CAP_BPF"]);
+    assert_refused((nobody.status.code(), said), 3, &["no privileges", "as root", "CAP_NET_ADMIN"]);
     assert_nothing_done(&netns, &gateway)
 }
 

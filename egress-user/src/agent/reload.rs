@@ -5,7 +5,7 @@ use log::info;
 use super::{Agent, node};
 use crate::{
     condition::{Condition, Reason},
-    config::AgentConfig,
+    config::{AgentConfig, DataPath},
     source::files::Input,
 };
 
@@ -59,9 +59,18 @@ fn needs_restart(keys: &[&str]) -> Option<Condition> {
     Some(Condition::new("AgentConfig/agent", Reason::NeedsRestart, message))
 }
 
-/// What is allowed in the settings and unwise.
+/// What is allowed in the settings and unwise, or has no effect yet.
 pub(super) fn warn_of(config: &AgentConfig) {
     for warning in config.warnings() {
         log::warn!("{warning}");
+    }
+    for (key, is_set) in [
+        ("dataPath: xdp", config.data_path == DataPath::Xdp),
+        ("flows.maxPerVnid", config.flows.max_per_vnid != 0),
+        ("metrics", config.metrics.is_some()),
+    ] {
+        if is_set {
+            log::warn!("{key} is set, but this release does not do anything with it yet");
+        }
     }
 }
