@@ -345,10 +345,12 @@ pub enum Path {
     ReplyUnderlay = 5,
     /// Replies handed to the gateway device.
     ReplyGateway = 6,
+    /// From a pod of this node to the node that hosts its egress IP.
+    Source = 7,
 }
 
 impl Path {
-    pub const ALL: [(Self, &'static str); 7] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Underlay, "underlay"),
         (Self::Tunnel, "tunnel"),
         (Self::Gateway, "gateway"),
@@ -356,6 +358,7 @@ impl Path {
         (Self::ReplyTunnel, "reply_tunnel"),
         (Self::ReplyUnderlay, "reply_underlay"),
         (Self::ReplyGateway, "reply_gateway"),
+        (Self::Source, "source"),
     ];
 }
 
