@@ -406,10 +406,12 @@ pub enum Path {
     ReplyGateway = 6,
     /// Replies left to the stack.
     ReplyStack = 7,
+    /// From a pod of this node to the node that hosts its egress IP.
+    Source = 8,
 }
 
 impl Path {
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Underlay, "underlay"),
         (Self::Tunnel, "tunnel"),
         (Self::Gateway, "gateway"),
@@ -418,6 +420,7 @@ impl Path {
         (Self::ReplyUnderlay, "reply_underlay"),
         (Self::ReplyGateway, "reply_gateway"),
         (Self::ReplyStack, "reply_stack"),
+        (Self::Source, "source"),
     ];
 }
 

@@ -5,6 +5,7 @@
 mod hooks;
 mod log;
 mod maps;
+mod source;
 mod tc;
 mod underlay;
 
@@ -12,12 +13,18 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 
 #[classifier]
 pub fn tunnel_ingress(context: TcContext) -> i32 {
+    source::tunnel_ingress(&context);
     hooks::tunnel_ingress(&context)
 }
 
 #[classifier]
 pub fn gateway_ingress(context: TcContext) -> i32 {
     hooks::gateway_ingress(&context)
+}
+
+#[classifier]
+pub fn pod_ingress(context: TcContext) -> i32 {
+    source::pod_ingress(&context)
 }
 
 #[classifier]

@@ -32,7 +32,7 @@ use crate::{
         announce::Schedule,
         attachments, flows,
         maps::{self, Dropped},
-        masquerade,
+        masquerade, sources as source_maps,
     },
     source::{files::Input, watch::Watched},
     sweep::sweep,
@@ -43,6 +43,7 @@ pub mod lock;
 mod node;
 mod reload;
 mod retry;
+mod sources;
 pub mod status;
 mod tables;
 
@@ -82,6 +83,7 @@ struct Agent {
     /// Every program runs where it belongs.
     attached: bool,
     maps: Maps,
+    source_maps: source_maps::Maps,
     ovs: Option<Ovs>,
     ovs_facts: Option<crate::ovs::Facts>,
     ovs_watch: Option<Watch>,
@@ -183,6 +185,7 @@ impl Agent {
         let sizes = Sizes { flows: config.flows.max, policies: config.policies.max };
         let data_plane = DataPlane::load(&settings.bpffs, sizes)?;
         let maps = data_plane.maps()?;
+        let source_maps = source_maps::Maps::open(&crate::bpf::pins(&settings.bpffs))?;
         let ovs = node::ovs(&config);
         let status = StatusFile::new(&settings.run_dir);
         Ok(Self {
@@ -210,6 +213,7 @@ impl Agent {
             waiting: None,
             attached: false,
             _lock: lock,
+            source_maps,
         })
     }
 
@@ -317,6 +321,8 @@ impl Agent {
         let configured = self.configure();
         let desired = tables::desired(plan, &self.objects, &self.identity, &self.config);
         let dropped = maps::reconcile(&mut self.maps, &desired)?;
+        let desired = sources::desired(&self.config, &self.devices, plan, &self.objects);
+        source_maps::reconcile(&mut self.source_maps, &desired)?;
         configured.map(|()| dropped)
     }
 
@@ -346,6 +352,10 @@ impl Agent {
                     conditions.push(failed(&format!("Device/{interface}"), &error));
                 }
             }
+        }
+        match self.data_plane.detach_all_but(&places) {
+            Ok(gone) => gone.iter().for_each(|link| info!("detached {link}")),
+            Err(error) => conditions.push(failed("Agent/links", &error)),
         }
         for missing in &self.devices.missing {
             conditions.push(Condition::new(
@@ -458,10 +468,13 @@ impl Agent {
     /// Gives back what was claimed. The programs stay attached with every policy a drop: who is
     /// gone must not let tenants out with the node's address. `egress cleanup` removes them too.
     async fn leave(mut self) -> Result<()> {
-        if let (Some(ovs), Some(_)) = (&self.ovs, &self.ovs_facts)
-            && let Err(error) = flows::cleanup(ovs).await
-        {
-            error!("remove the flows: {error:#}");
+        // What leaves by other nodes goes on; what would have left here is dropped at the bridge too.
+        let here = self.plan_without(&BTreeSet::new()).addresses;
+        let closed = self.plan_without(&here.iter().map(|address| address.ip).collect());
+        let mut conditions = Vec::new();
+        self.program_flows(&closed, &mut conditions).await;
+        for condition in conditions {
+            error!("{}: {}", condition.object, condition.message);
         }
         let Self { netlink, identity, owned, .. } = &mut self;
         let released =

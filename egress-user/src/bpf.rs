@@ -48,19 +48,27 @@ unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
 pub enum Hook {
     TunnelIngress,
     GatewayIngress,
+    /// In place of the gateway's, where a pod's tenant is known by its device or address.
+    PodIngress,
     UplinkIngress,
     UplinkEgress,
 }
 
 impl Hook {
-    pub const ALL: [Self; 4] =
-        [Self::UplinkEgress, Self::UplinkIngress, Self::GatewayIngress, Self::TunnelIngress];
+    pub const ALL: [Self; 5] = [
+        Self::UplinkEgress,
+        Self::UplinkIngress,
+        Self::GatewayIngress,
+        Self::PodIngress,
+        Self::TunnelIngress,
+    ];
 
     /// The program's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::TunnelIngress => "tunnel_ingress",
             Self::GatewayIngress => "gateway_ingress",
+            Self::PodIngress => "pod_ingress",
             Self::UplinkIngress => "uplink_ingress",
             Self::UplinkEgress => "uplink_egress",
         }
@@ -180,6 +188,22 @@ impl DataPlane {
     /// Hands on what the programs have logged.
     pub fn flush_log(&mut self) {
         self.log.flush();
+    }
+
+    /// Detaches what is attached anywhere else; returns the names of what was.
+    pub fn detach_all_but(&self, wanted: &[(Hook, String)]) -> Result<Vec<String>> {
+        let links = self.pins.join("links");
+        let mut gone = Vec::new();
+        for pin in fs::read_dir(&links).with_context(|| format!("read {}", links.display()))? {
+            let path = pin.with_context(|| format!("read {}", links.display()))?.path();
+            if wanted.iter().any(|(hook, interface)| self.link_pin(*hook, interface) == path) {
+                continue;
+            }
+            // The pin is all that holds the link.
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            gone.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+        Ok(gone)
     }
 
     /// The maps, typed. They live as long as anything holds or pins them.

@@ -2,9 +2,9 @@
 //!
 //! Owns the keys, their defaults and what makes a value impossible; what can be found out on the
 //! node (`auto`, or a key left out) is found by others.
-use std::{net::Ipv4Addr, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, net::SocketAddr, time::Duration};
 
-use egress_common::mark::Layout;
+use egress_common::mark::{Layout, MAX_VNID};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
@@ -25,6 +25,8 @@ pub struct AgentConfig {
     pub gateway: Option<String>,
     /// Stands in for what OVSDB tells of the gateway device.
     pub gateway_mac: Option<Mac>,
+    /// Pods of this node whose packets come without a tunnel and without a mark.
+    pub pods: Vec<Pod>,
     /// In addition to those of the ClusterNetwork objects.
     pub cluster_networks: Vec<Cidr>,
     pub service_networks: Vec<Cidr>,
@@ -88,6 +90,19 @@ pub struct Tunnel {
 /// A MAC address, written `22:3b:a9:a4:8e:0c`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Mac(pub [u8; 6]);
+
+/// Whose a pod's packets are: by the device that they come by, or by the pod's address.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pod {
+    /// Everything that arrives on it is the tenant's.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// On the gateway device.
+    #[serde(default)]
+    pub ip: Option<Ipv4Addr>,
+    pub vnid: u32,
+}
 
 /// Which OpenShift this node works with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -214,6 +229,7 @@ impl Default for AgentConfig {
             tunnel: Tunnel::default(),
             gateway: None,
             gateway_mac: None,
+            pods: Vec::new(),
             cluster_networks: Vec::new(),
             service_networks: Vec::new(),
             masquerade_bit: 0,
@@ -303,6 +319,7 @@ impl AgentConfig {
         if from == 0 || from > to {
             return Err(format!("ports: from {from} to {to} is no range: 1 <= from <= to"));
         }
+        self.check_pods()?;
         if self.tunnel.port == 0 {
             return Err("tunnel.port: 0 is no port: VXLAN's is 4789".into());
         }
@@ -315,6 +332,27 @@ impl AgentConfig {
         for (key, value, _, _) in self.timeouts.with_minimum() {
             if value < Duration::from_secs(1) {
                 return Err(format!("timeouts.{key}: {value:?} is too short: at least 1s"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_pods(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for Pod { device, ip, vnid } in &self.pods {
+            let name = match (device, ip) {
+                (Some(device), None) => device.clone(),
+                (None, Some(ip)) => ip.to_string(),
+                _ => return Err(format!("pods: VNID {vnid}: give either a device or an ip")),
+            };
+            if *vnid > MAX_VNID {
+                return Err(format!("pods: {name}: {vnid} is no VNID: those are 24 bits wide"));
+            }
+            if ip.is_some() && self.gateway.is_none() {
+                return Err(format!("pods: {name}: name the device it is behind: gateway"));
+            }
+            if !seen.insert(name.clone()) {
+                return Err(format!("pods: {name} is there twice: a pod has one VNID"));
             }
         }
         Ok(())

@@ -6,3 +6,4 @@ pub mod attachments;
 pub mod flows;
 pub mod maps;
 pub mod masquerade;
+pub mod sources;

@@ -15,6 +15,10 @@ use crate::{
 pub struct Devices {
     pub tunnel: Option<Link>,
     pub gateway: Option<Link>,
+    /// Behind each of these are pods of one VNID.
+    pub pods: Vec<(Link, u32)>,
+    /// On the gateway device, tenants are known by their pods' addresses too.
+    pub by_address: bool,
     /// Configured by name, and not there.
     pub missing: Vec<String>,
 }
@@ -25,7 +29,9 @@ impl Devices {
         let uplink = &identity.uplink.name;
         let mut places =
             vec![(Hook::UplinkEgress, uplink.clone()), (Hook::UplinkIngress, uplink.clone())];
-        places.extend(self.gateway.iter().map(|link| (Hook::GatewayIngress, link.name.clone())));
+        let hook = if self.by_address { Hook::PodIngress } else { Hook::GatewayIngress };
+        places.extend(self.gateway.iter().map(|link| (hook, link.name.clone())));
+        places.extend(self.pods.iter().map(|(link, _)| (Hook::PodIngress, link.name.clone())));
         places.extend(self.tunnel.iter().map(|link| (Hook::TunnelIngress, link.name.clone())));
         places
     }
@@ -58,6 +64,14 @@ pub async fn devices(netlink: &Netlink, config: &AgentConfig) -> Result<Devices>
         .filter_map(|(name, link)| name.filter(|_| link.is_none()))
         .map(str::to_owned)
         .collect();
+    devices.by_address = config.pods.iter().any(|pod| pod.ip.is_some());
+    for pod in &config.pods {
+        let Some(name) = &pod.device else { continue };
+        match netlink.link_by_name(name).await? {
+            Some(link) => devices.pods.push((link, pod.vnid)),
+            None => devices.missing.push(name.clone()),
+        }
+    }
     Ok(devices)
 }
 

@@ -25,6 +25,7 @@ impl AgentConfig {
             announce,
             ovs,
             metrics,
+            pods,
         } = new;
         let waiting = [
             ("node", node != self.node),
@@ -53,6 +54,7 @@ impl AgentConfig {
             timeouts,
             announce,
             ovs: self.ovs.clone(),
+            pods,
             metrics: self.metrics.clone(),
         };
         let waiting = waiting.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key);

@@ -1,0 +1,66 @@
+//! From the settings and a plan to what the source side's maps shall hold. Pure.
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use super::node::Devices;
+use crate::{config::AgentConfig, model::Objects, plan::Plan, reconcile::sources::Desired};
+
+/// Whose pods are where, and where their packets go.
+pub fn desired(config: &AgentConfig, devices: &Devices, plan: &Plan, objects: &Objects) -> Desired {
+    Desired {
+        devices: devices.pods.iter().map(|(link, vnid)| (link.index, *vnid)).collect(),
+        pods: config.pods.iter().filter_map(|pod| Some((pod.ip?, pod.vnid))).collect(),
+        egress_nodes: egress_nodes(plan, objects),
+    }
+}
+
+/// Of each VNID that leaves from another node: that of its first egress IP, as a number. One, so
+/// that a connection stays on its way; a VNID with an egress IP here leaves here.
+fn egress_nodes(plan: &Plan, objects: &Objects) -> BTreeMap<u32, Ipv4Addr> {
+    let here = |ip: &Ipv4Addr| plan.addresses.iter().any(|address| address.ip == *ip);
+    let node_of = |ip: &Ipv4Addr| {
+        let assignment = plan.assignments.iter().find(|assignment| assignment.egress_ip == *ip)?;
+        objects.host_subnets.get(&assignment.node).map(|node| node.host_ip)
+    };
+    plan.policies
+        .iter()
+        .filter(|policy| !policy.egress_ips.iter().any(here))
+        .filter_map(|policy| Some((policy.vnid, policy.egress_ips.iter().find_map(node_of)?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::{Facts, Health, Mode, Previous, plan},
+        source::files::Input,
+    };
+
+    #[test]
+    fn a_vnid_goes_to_the_node_of_its_first_egress_ip_unless_it_has_one_here() {
+        let text = "\
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: HostSubnet, metadata: {name: a}, host: a, hostIP: 10.0.0.2, subnet: 10.1.0.0/24, egressIPs: [10.0.0.11]}
+- {apiVersion: v1, kind: HostSubnet, metadata: {name: b}, host: b, hostIP: 10.0.0.3, subnet: 10.1.1.0/24, egressIPs: [10.0.0.9]}
+- {apiVersion: v1, kind: HostSubnet, metadata: {name: c}, host: c, hostIP: 10.0.0.4, subnet: 10.1.2.0/24}
+- {apiVersion: v1, kind: NetNamespace, metadata: {name: n}, netname: n, netid: 7, egressIPs: [10.0.0.11, 10.0.0.9]}
+- {apiVersion: v1, kind: NetNamespace, metadata: {name: m}, netname: m, netid: 8, egressIPs: [10.0.0.99]}
+";
+        let mut input = Input::default();
+        input.add_text(text, "test").unwrap();
+        let nodes = |node: &str| {
+            let plan = plan(
+                &input.objects,
+                &Facts::of(node),
+                &Health::default(),
+                &Previous::default(),
+                &Mode::default(),
+            );
+            egress_nodes(&plan, &input.objects)
+        };
+        assert_eq!(nodes("c"), BTreeMap::from([(7, Ipv4Addr::new(10, 0, 0, 3))]));
+        assert_eq!(nodes("a"), BTreeMap::new());
+    }
+}
