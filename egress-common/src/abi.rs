@@ -364,10 +364,14 @@ pub enum Path {
     ReplyUnderlay = 5,
     /// Replies handed to the gateway device.
     ReplyGateway = 6,
+    /// VXLAN taken off and the packet sent on XDP.
+    Xdp = 7,
+    /// Replies encapsulated and sent on XDP.
+    ReplyXdp = 8,
 }
 
 impl Path {
-    pub const ALL: [(Self, &'static str); 7] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Underlay, "underlay"),
         (Self::Tunnel, "tunnel"),
         (Self::Gateway, "gateway"),
@@ -375,6 +379,8 @@ impl Path {
         (Self::ReplyTunnel, "reply_tunnel"),
         (Self::ReplyUnderlay, "reply_underlay"),
         (Self::ReplyGateway, "reply_gateway"),
+        (Self::Xdp, "xdp"),
+        (Self::ReplyXdp, "reply_xdp"),
     ];
 }
 

@@ -136,7 +136,7 @@ pub fn translate_original<P: Packet, T: Tables>(
     if ip.is_fragment() {
         return Err(Reason::Fragment);
     }
-    if origin.hop == Hop::Program && ip.ttl <= 1 {
+    if origin.hop != Hop::Stack && ip.ttl <= 1 {
         scratch.answer = Answer::time_exceeded(config.node);
         return Ok(Verdict::Answer);
     }
