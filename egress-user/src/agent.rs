@@ -31,6 +31,7 @@ use crate::{
         addresses::{self, Outcome},
         announce::{AnnounceSettings, Schedule},
         attachments, flows, maps,
+        xdp::{self, InForce},
     },
     source::watch::Watched,
     sweep::sweep,
@@ -72,6 +73,7 @@ struct Agent {
     devices: Devices,
     netlink: Netlink,
     data_plane: DataPlane,
+    in_force: Option<InForce>,
     maps: Maps,
     ovs: Option<Ovs>,
     ovs_facts: Option<crate::ovs::Facts>,
@@ -195,6 +197,7 @@ impl Agent {
             devices,
             netlink,
             data_plane,
+            in_force: None,
             maps,
         })
     }
@@ -215,7 +218,7 @@ impl Agent {
             // Without its maps a program would let out what it does not know: attach nothing new.
             conditions.push(failed("Agent/maps", &error));
         } else {
-            self.attach(&mut conditions);
+            self.attach(&mut conditions).await;
         }
         if let Err(error) = self.probe(&unclaimed).await {
             conditions.push(failed("Agent/probe", &error));
@@ -292,7 +295,7 @@ impl Agent {
         Ok(())
     }
 
-    fn attach(&mut self, conditions: &mut Vec<Condition>) {
+    async fn attach(&mut self, conditions: &mut Vec<Condition>) {
         let places = self.places();
         for ((hook, interface), outcome) in attachments::reconcile(&mut self.data_plane, &places) {
             match outcome {
@@ -302,6 +305,14 @@ impl Agent {
                     conditions.push(failed(&format!("Device/{interface}"), &error));
                 }
             }
+        }
+        let Self { data_plane, netlink, identity, config, .. } = self;
+        let (in_force, condition) =
+            xdp::reconcile(data_plane, netlink, &identity.uplink, config.data_path).await;
+        conditions.extend(condition);
+        if self.in_force.as_ref() != Some(&in_force) {
+            info!("the data path is {}: {}", in_force.path, in_force.why);
+            self.in_force = Some(in_force);
         }
         for missing in &self.devices.missing {
             conditions.push(Condition::new(
@@ -347,7 +358,8 @@ impl Agent {
     }
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
-        let status = Status::new(&self.identity, plan, conditions, &self.places());
+        let places = self.places();
+        let status = Status::new(&self.identity, plan, conditions, &places, self.in_force.as_ref());
         for condition in self.status.news(&status) {
             warn!("{} {:?}: {}", condition.object, condition.reason, condition.message);
         }

@@ -22,6 +22,8 @@ pub enum Reason {
     NoDevice,
     /// Open vSwitch is wanted, and is not there.
     NoOpenVSwitch,
+    /// XDP is wanted, and cannot be had.
+    NoXdp,
     /// The egress IP is outside its node's subnet.
     NotInSubnet,
     /// The egress IP's node is offline.
@@ -64,6 +66,7 @@ mod tests {
             IsNodeIP,
             NoDevice,
             NoOpenVSwitch,
+            NoXdp,
             NotInSubnet,
             Offline,
             SameNodeTwice,

@@ -5,3 +5,4 @@ pub mod announce;
 pub mod attachments;
 pub mod flows;
 pub mod maps;
+pub mod xdp;

@@ -11,7 +11,12 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{condition::Condition, identity::Identity, plan::Plan, reconcile::attachments::Place};
+use crate::{
+    condition::Condition,
+    identity::Identity,
+    plan::Plan,
+    reconcile::{attachments::Place, xdp::InForce},
+};
 
 /// The agent's own word. Counters are not in it: they are read from the maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +28,9 @@ pub struct Status {
     pub uplink: String,
     pub addresses: Vec<Ipv4Addr>,
     pub attached: Vec<Attached>,
+    /// What the uplink's hot path runs on.
+    #[serde(default)]
+    pub data_path: Option<InForce>,
     pub conditions: Vec<Told>,
 }
 
@@ -47,6 +55,7 @@ impl Status {
         plan: &Plan,
         conditions: Vec<Condition>,
         places: &[Place],
+        in_force: Option<&InForce>,
     ) -> Self {
         Self {
             pid: process::id(),
@@ -61,6 +70,7 @@ impl Status {
                     interface: interface.clone(),
                 })
                 .collect(),
+            data_path: in_force.cloned(),
             conditions: conditions
                 .into_iter()
                 .map(|Condition { object, reason, message }| Told {

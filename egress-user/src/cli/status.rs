@@ -13,6 +13,7 @@ use super::{Exit, Output, Place, cleanup::is_agent, print, unfit};
 use crate::{
     agent::status::{Status, Told},
     bpf::{self, Maps},
+    reconcile::xdp::InForce,
 };
 
 #[derive(Debug, clap::Args)]
@@ -45,6 +46,7 @@ struct Report {
     agent: Agent,
     addresses: Vec<Ipv4Addr>,
     attached: Vec<Attached>,
+    data_path: Option<InForce>,
     policies: Vec<Policy>,
     flows: Flows,
     /// Translated packets by the path they took.
@@ -111,6 +113,7 @@ fn report(place: &Place) -> Result<Report> {
         node: status.node,
         uplink: status.uplink,
         addresses: status.addresses,
+        data_path: status.data_path,
         conditions: status.conditions,
     })
 }
@@ -187,6 +190,9 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
     let hosted: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     writeln!(out, "hosted: {}", if hosted.is_empty() { "none".into() } else { hosted.join(", ") })?;
     writeln!(out, "flows: {} of {}", flows.count, flows.max)?;
+    if let Some(InForce { path, why }) = &report.data_path {
+        writeln!(out, "data path: {path} ({why})")?;
+    }
     writeln!(out, "\n{:<16} {:<16} STATE", "PROGRAM", "INTERFACE")?;
     for place in attached {
         let state = if place.attached { "attached" } else { "MISSING" };
@@ -206,9 +212,10 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
         )?;
     }
     for (title, counters) in [("PATH", &report.paths), ("DROPPED BECAUSE", &report.drops)] {
-        writeln!(out, "\n{title:<16} {:>14}", "PACKETS")?;
+        let all = counters.values().sum::<u64>().max(1);
+        writeln!(out, "\n{title:<16} {:>14} {:>6}", "PACKETS", "SHARE")?;
         for (name, count) in counters.iter().filter(|(_, count)| **count > 0) {
-            writeln!(out, "{name:<16} {count:>14}")?;
+            writeln!(out, "{name:<16} {count:>14} {:>5.1}%", *count as f64 * 100. / all as f64)?;
         }
     }
     for told in &report.conditions {
