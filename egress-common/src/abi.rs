@@ -408,10 +408,14 @@ pub enum Path {
     ReplyStack = 7,
     /// From a pod of this node to the node that hosts its egress IP.
     Source = 8,
+    /// VXLAN taken off and the packet sent on XDP.
+    Xdp = 9,
+    /// Replies encapsulated and sent on XDP.
+    ReplyXdp = 10,
 }
 
 impl Path {
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::Underlay, "underlay"),
         (Self::Tunnel, "tunnel"),
         (Self::Gateway, "gateway"),
@@ -421,6 +425,8 @@ impl Path {
         (Self::ReplyGateway, "reply_gateway"),
         (Self::ReplyStack, "reply_stack"),
         (Self::Source, "source"),
+        (Self::Xdp, "xdp"),
+        (Self::ReplyXdp, "reply_xdp"),
     ];
 }
 

@@ -13,6 +13,7 @@ use crate::{
     nat::{Answer, By, Origin, Translation, Way},
     port::{Candidates, TRIES},
     reason::Reason,
+    rewrite::Hop,
     state::{self, Life},
     tables::{InsertError, Tables},
     wire::{Ipv4, Transport, protocol, tcp},
@@ -81,14 +82,18 @@ pub fn find_or_create<T: Tables>(
     if flow.node.get() != node || flow.ifindex.get() != ifindex {
         move_home(tables, flow, scratch)?;
     }
+    scratch.lease.egress_ip = context.slot.egress_ip;
+    scratch.lease.egress_port = flow.egress_port;
+    if scratch.origin.hop == Hop::Early && flow.life.now().is_due(context.now) {
+        scratch.macs_known = 0;
+        return Ok(());
+    }
     if context.flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         reopen(tables, context.now, flow, scratch);
     }
     count(&flow.packets, &flow.bytes, context.length);
     let beat = flow.life.see(context.now, context.flags);
     next_hop(tables, context, flow, beat, scratch);
-    scratch.lease.egress_ip = context.slot.egress_ip;
-    scratch.lease.egress_port = flow.egress_port;
     Ok(())
 }
 

@@ -159,7 +159,7 @@ pub fn translate_original<P: Packet, T: Tables>(
     if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
         return Err(Reason::Fragment);
     }
-    let forwards = scratch.origin.hop == Hop::Program;
+    let forwards = scratch.origin.hop != Hop::Stack;
     match scratch.transport.kind {
         Kind::Malformed => return Err(Reason::Malformed),
         Kind::OtherIcmp => return Err(Reason::Protocol),

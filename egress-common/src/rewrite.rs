@@ -69,6 +69,9 @@ pub enum Hop {
     /// The program forwards it and so takes one off the TTL.
     #[default]
     Program,
+    /// So does this one, before there is a neighbour table to ask: what is due for that, it leaves
+    /// as if unseen to a hook behind it ([`crate::nat::By::Neighbour`]).
+    Early,
     /// The stack has forwarded it.
     Stack,
 }
@@ -82,7 +85,7 @@ pub fn ip_bytes(ip: &Ipv4, side: Side, address: [u8; 4], hop: Hop) -> [u8; 12] {
         Side::Destination => (ip.destination, ip.source, address),
     };
     let ttl = match hop {
-        Hop::Program => ip.ttl.wrapping_sub(1),
+        Hop::Program | Hop::Early => ip.ttl.wrapping_sub(1),
         Hop::Stack => ip.ttl,
     };
     let changed = delta(&old, &address) + delta(&[ip.ttl, ip.protocol], &[ttl, ip.protocol]);

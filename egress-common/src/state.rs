@@ -27,6 +27,12 @@ pub struct Moment {
 }
 
 impl Moment {
+    /// Whether a beat has passed since.
+    #[inline(always)]
+    pub fn is_due(self, now: u32) -> bool {
+        age(now, self.last_seen) >= BEAT
+    }
+
     #[inline(always)]
     fn word(self) -> u64 {
         u64::from(self.last_seen) << 32 | u64::from(self.flags)
@@ -54,7 +60,7 @@ impl Life {
     #[inline(always)]
     pub fn see(&self, now: u32, flags: u8) -> bool {
         let before = self.now();
-        let beat = age(now, before.last_seen) >= BEAT;
+        let beat = before.is_due(now);
         let after = Moment {
             last_seen: if beat { now } else { before.last_seen },
             flags: before.flags | u32::from(flags & KEPT),

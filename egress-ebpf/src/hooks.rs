@@ -121,7 +121,7 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
             skb.stamp(config.stamp);
             skb.apply(&translation.rewrite)?;
             count_path(path);
-            count_original(skb, translation);
+            count_original(skb.frame_length(), translation);
             Ok(send(skb, &translation.way))
         }
     }
@@ -150,7 +150,7 @@ fn ask_reply(skb: &Skb, scratch: &mut Scratch) -> u32 {
 }
 
 #[inline(always)]
-fn said(verdict: Result<Verdict, Reason>) -> u32 {
+pub fn said(verdict: Result<Verdict, Reason>) -> u32 {
     match verdict {
         Ok(Verdict::Pass) => said::PASS,
         Ok(Verdict::Translate) => said::TRANSLATE,
@@ -163,10 +163,18 @@ fn said(verdict: Result<Verdict, Reason>) -> u32 {
 }
 
 #[inline(always)]
-pub fn count_original(skb: &Skb, translation: &Translation) {
+pub fn count_original(length: u32, translation: &Translation) {
     if let Some(counters) = slot_counters(translation.slot) {
         counters.original_packets += 1;
-        counters.original_bytes += u64::from(skb.frame_length());
+        counters.original_bytes += u64::from(length);
+    }
+}
+
+#[inline(always)]
+pub fn count_reply(length: u32, translation: &Translation) {
+    if let Some(counters) = slot_counters(translation.slot) {
+        counters.reply_packets += 1;
+        counters.reply_bytes += u64::from(length);
     }
 }
 
@@ -205,10 +213,7 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
         _ => {
             let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
-            if let Some(counters) = slot_counters(translation.slot) {
-                counters.reply_packets += 1;
-                counters.reply_bytes += u64::from(skb.frame_length());
-            }
+            count_reply(skb.frame_length(), translation);
             if translation.way.by == By::Tunnel && underlay::carries(skb, config) {
                 return Ok(underlay::transmit(skb, config, &translation.way));
             }
@@ -251,7 +256,7 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
             let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
             count_path(Path::Stack);
-            count_original(skb, translation);
+            count_original(skb.frame_length(), translation);
             // The link-layer header is the stack's: the packet goes on where it is.
             Ok(act::PASS)
         }

@@ -1,4 +1,5 @@
-//! Entry points of the eBPF programs. What they do is in `hooks`, how in `tc`, with what in `maps`.
+//! Entry points of the eBPF programs. What they do is in `hooks` and `underlay`, how
+//! in `tc`, with what in `maps`; `xdp` is the hot path once more, earlier.
 #![no_std]
 #![no_main]
 
@@ -8,8 +9,13 @@ mod maps;
 mod source;
 mod tc;
 mod underlay;
+mod vxlan;
+mod xdp;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 
 #[classifier]
 pub fn tunnel_ingress(context: TcContext) -> i32 {
@@ -35,6 +41,11 @@ pub fn uplink_ingress(context: TcContext) -> i32 {
 #[classifier]
 pub fn uplink_egress(context: TcContext) -> i32 {
     hooks::uplink_egress(&context)
+}
+
+#[xdp]
+pub fn uplink_xdp(context: XdpContext) -> u32 {
+    xdp::uplink(&context)
 }
 
 #[cfg(not(test))]

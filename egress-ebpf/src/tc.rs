@@ -25,10 +25,10 @@ use crate::maps::mac_words;
 /// Bytes of a link-layer header.
 pub const ETH_LEN: usize = 14;
 /// `ETH_P_IP`, as on the wire.
-const ETH_P_IP: [u8; 2] = [0x08, 0x00];
+pub const ETH_P_IP: [u8; 2] = [0x08, 0x00];
 /// No packet field the engine reads begins further in than this (two IPv4 headers with options,
 /// an ICMP header and a TCP checksum).
-const MAX_OFFSET: usize = 256;
+pub const MAX_OFFSET: usize = 256;
 
 /// What a program returns: see `include/uapi/linux/pkt_cls.h`.
 pub mod act {
@@ -318,7 +318,7 @@ impl Skb {
 /// # Safety
 /// `N` bytes must be readable at `at`.
 #[inline(always)]
-unsafe fn load<const N: usize>(at: *const u8) -> [u8; N] {
+pub unsafe fn load<const N: usize>(at: *const u8) -> [u8; N] {
     let mut bytes = [0; N];
     let mut done = 0;
     while done + 4 <= N {
@@ -345,7 +345,7 @@ unsafe fn load<const N: usize>(at: *const u8) -> [u8; N] {
 /// # Safety
 /// `N` bytes must be writable at `at`.
 #[inline(always)]
-unsafe fn store<const N: usize>(at: *mut u8, bytes: [u8; N]) {
+pub unsafe fn store<const N: usize>(at: *mut u8, bytes: [u8; N]) {
     let mut done = 0;
     while done + 4 <= N {
         let word =

@@ -33,6 +33,7 @@ use crate::{
         attachments, flows,
         maps::{self, Dropped},
         masquerade, sources as source_maps,
+        xdp::{self, InForce},
     },
     source::{files::Input, watch::Watched},
     sweep::sweep,
@@ -82,6 +83,7 @@ struct Agent {
     data_plane: DataPlane,
     /// Every program runs where it belongs.
     attached: bool,
+    in_force: Option<InForce>,
     maps: Maps,
     source_maps: source_maps::Maps,
     ovs: Option<Ovs>,
@@ -208,6 +210,7 @@ impl Agent {
             devices,
             netlink,
             data_plane,
+            in_force: None,
             maps,
             unread: None,
             waiting: None,
@@ -242,7 +245,7 @@ impl Agent {
             // Without its maps a program would let out what it does not know: attach nothing new.
             conditions.push(failed("Agent/maps", &error));
         } else {
-            self.attach(&mut conditions);
+            self.attach(&mut conditions).await;
         }
         if let Err(error) = self.probe(&unclaimed).await {
             conditions.push(failed("Agent/probe", &error));
@@ -340,7 +343,7 @@ impl Agent {
         Ok(())
     }
 
-    fn attach(&mut self, conditions: &mut Vec<Condition>) {
+    async fn attach(&mut self, conditions: &mut Vec<Condition>) {
         let places = self.places();
         self.attached = true;
         for ((hook, interface), outcome) in attachments::reconcile(&mut self.data_plane, &places) {
@@ -356,6 +359,14 @@ impl Agent {
         match self.data_plane.detach_all_but(&places) {
             Ok(gone) => gone.iter().for_each(|link| info!("detached {link}")),
             Err(error) => conditions.push(failed("Agent/links", &error)),
+        }
+        let Self { data_plane, netlink, identity, config, .. } = self;
+        let (in_force, condition) =
+            xdp::reconcile(data_plane, netlink, &identity.uplink, config.data_path).await;
+        conditions.extend(condition);
+        if self.in_force.as_ref() != Some(&in_force) {
+            info!("the data path is {}: {}", in_force.path, in_force.why);
+            self.in_force = Some(in_force);
         }
         for missing in &self.devices.missing {
             conditions.push(Condition::new(
@@ -401,7 +412,10 @@ impl Agent {
     }
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
-        let status = Status::new(&self.identity, &self.objects, plan, conditions, &self.places());
+        let places = self.places();
+        let in_force = self.in_force.as_ref();
+        let Self { identity, objects, .. } = self;
+        let status = Status::new(identity, objects, plan, conditions, &places, in_force);
         for condition in self.status.news(&status) {
             warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }

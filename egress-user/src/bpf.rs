@@ -13,9 +13,10 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapInfo, PerCpuArray},
     programs::{
-        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::XdpLink,
     },
     util::KernelVersion,
 };
@@ -43,7 +44,10 @@ pub struct Plain<T>(pub T);
 // SAFETY: transparent, and bytemuck::Pod promises all that aya::Pod asks for.
 unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
 
-/// Where the programs hook in.
+/// The name of the program on XDP: it has no hook among those of tc.
+pub const XDP: &str = "uplink_xdp";
+
+/// Where the programs on tc hook in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     TunnelIngress,
@@ -137,8 +141,8 @@ impl DataPlane {
         Ok(Self { ebpf, pins, log })
     }
 
-    fn link_pin(&self, hook: Hook, interface: &str) -> PathBuf {
-        self.pins.join("links").join(format!("{hook}-{interface}"))
+    fn link_pin(&self, program: &str, interface: &str) -> PathBuf {
+        self.pins.join("links").join(format!("{program}-{interface}"))
     }
 
     /// The loaded object, for its log and for test runs of its programs.
@@ -161,7 +165,7 @@ impl DataPlane {
 
     /// Attaches this agent's program, in one step where a predecessor's link is pinned.
     pub fn attach(&mut self, hook: Hook, interface: &str) -> Result<()> {
-        let pin = self.link_pin(hook, interface);
+        let pin = self.link_pin(hook.name(), interface);
         let what = || format!("attach {hook} to {interface}");
         let program = program(&mut self.ebpf, hook)?;
         let id = match adopted(program, &pin) {
@@ -175,12 +179,61 @@ impl DataPlane {
                 .with_context(what)?,
         };
         let link = program.take_link(id).with_context(what)?;
-        let link: FdLink = link.try_into().with_context(what)?;
-        // A pin that holds the very link that was swapped stays.
-        if !pin.exists() {
-            link.pin(&pin).with_context(|| {
-                format!("pin the link of {hook} on {interface} at {}", pin.display())
-            })?;
+        keep(link.try_into().with_context(what)?, &pin)
+    }
+
+    /// The program on XDP, loaded when it is first asked for: a node that stays on tc needs none.
+    pub fn xdp(&mut self) -> Result<&mut Xdp> {
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(XDP)
+            .with_context(|| format!("the eBPF object has no program {XDP}"))?
+            .try_into()
+            .with_context(|| format!("{XDP} is no XDP program"))?;
+        if program.fd().is_err() {
+            program.load().with_context(|| format!("load the program {XDP} into the kernel"))?;
+        }
+        Ok(program)
+    }
+
+    /// What the kernel says of the program on XDP.
+    pub fn xdp_info(&mut self) -> Result<ProgramInfo> {
+        self.xdp()?.info().with_context(|| format!("ask for the program {XDP}"))
+    }
+
+    /// Whether a link of ours, this agent's or a predecessor's, is pinned for the interface.
+    pub fn has_xdp_link(&self, interface: &str) -> bool {
+        self.link_pin(XDP, interface).exists()
+    }
+
+    /// Attaches this agent's program on XDP; a predecessor's link keeps its mode.
+    ///
+    /// # Errors
+    /// Another program is attached, the driver has no such mode, or the frames are too big for it.
+    pub fn attach_xdp(&mut self, interface: &str, mode: XdpMode) -> Result<()> {
+        let pin = self.link_pin(XDP, interface);
+        let what = || format!("attach {XDP} to {interface}");
+        let program = self.xdp()?;
+        let predecessor = PinnedLink::from_pin(&pin)
+            .ok()
+            .and_then(|pinned| XdpLink::try_from(FdLink::from(pinned)).ok());
+        let id = match predecessor.and_then(|link| program.attach_to_link(link).ok()) {
+            Some(id) => id,
+            None => {
+                // A shell that cannot be filled again, or nothing.
+                let _ = fs::remove_file(&pin);
+                program.attach(interface, mode).with_context(what)?
+            }
+        };
+        let link = program.take_link(id).with_context(what)?;
+        keep(link.try_into().with_context(what)?, &pin)
+    }
+
+    /// Takes the program off XDP: the tc programs go on where it stopped.
+    pub fn detach_xdp(&mut self, interface: &str) -> Result<()> {
+        let pin = self.link_pin(XDP, interface);
+        if pin.exists() {
+            fs::remove_file(&pin).with_context(|| format!("remove the pin {}", pin.display()))?;
         }
         Ok(())
     }
@@ -196,7 +249,14 @@ impl DataPlane {
         let mut gone = Vec::new();
         for pin in fs::read_dir(&links).with_context(|| format!("read {}", links.display()))? {
             let path = pin.with_context(|| format!("read {}", links.display()))?.path();
-            if wanted.iter().any(|(hook, interface)| self.link_pin(*hook, interface) == path) {
+            // The program on XDP is attached and detached by its own rules.
+            let is_xdp =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(XDP));
+            if is_xdp
+                || wanted
+                    .iter()
+                    .any(|(hook, interface)| self.link_pin(hook.name(), interface) == path)
+            {
                 continue;
             }
             // The pin is all that holds the link.
@@ -243,6 +303,14 @@ pub fn flow_capacity(pins: &Path) -> Result<u32> {
     let pin = pins.join("maps/flows_reply");
     let info = MapInfo::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
     Ok(info.max_entries())
+}
+
+/// Pins a link, so that it outlives the agent. A pin that holds the very link stays.
+fn keep(link: FdLink, pin: &Path) -> Result<()> {
+    if !pin.exists() {
+        link.pin(pin).with_context(|| format!("pin a link at {}", pin.display()))?;
+    }
+    Ok(())
 }
 
 /// The link of a predecessor with our program in it, if there is one that still works.

@@ -26,6 +26,8 @@ pub enum Reason {
     NoOpenVSwitch,
     /// The maps have no room for it.
     NoRoom,
+    /// XDP is wanted, and cannot be had.
+    NoXdp,
     /// The egress IP is outside its node's subnet.
     NotInSubnet,
     /// The egress IP's node is offline.
@@ -70,6 +72,7 @@ mod tests {
             NoDevice,
             NoOpenVSwitch,
             NoRoom,
+            NoXdp,
             NotInSubnet,
             Offline,
             SameNodeTwice,

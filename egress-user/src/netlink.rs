@@ -5,6 +5,7 @@
 //! that called [`Netlink::open`], and IPv4 alone.
 pub mod promotion;
 pub mod subscription;
+pub mod xdp;
 
 use std::net::{IpAddr, Ipv4Addr};
 

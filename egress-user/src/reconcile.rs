@@ -7,3 +7,4 @@ pub mod flows;
 pub mod maps;
 pub mod masquerade;
 pub mod sources;
+pub mod xdp;

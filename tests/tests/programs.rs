@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use egress_tests::netns::Netns;
-use egress_user::bpf::{BPFFS, DataPlane, Hook, Sizes};
+use egress_user::bpf::{BPFFS, DataPlane, Hook, Sizes, XDP};
 
 #[test]
 #[ignore = "needs root"]
@@ -13,10 +13,14 @@ fn every_program_passes_the_verifier_and_its_cost_is_printed() -> Result<()> {
     netns.run_in(&mounts, || -> Result<()> {
         let sizes = Sizes { flows: 1024, policies: 64 };
         let mut programs = DataPlane::load(Path::new(BPFFS), sizes)?;
+        let mut infos = Vec::new();
         for hook in Hook::ALL {
-            let info = programs.info(hook)?;
+            infos.push((hook.name(), programs.info(hook)?));
+        }
+        infos.push((XDP, programs.xdp_info()?));
+        for (name, info) in infos {
             println!(
-                "{hook}: {} instructions verified, {} bytes of machine code",
+                "{name}: {} instructions verified, {} bytes of machine code",
                 info.verified_instruction_count().context("the kernel does not tell")?,
                 info.size_jitted(),
             );

@@ -16,7 +16,7 @@ use crate::{
     identity::Identity,
     model::Objects,
     plan::{Plan, Policy},
-    reconcile::attachments::Place,
+    reconcile::{attachments::Place, xdp::InForce},
 };
 
 /// The agent's own word. Counters are not in it: they are read from the maps.
@@ -34,6 +34,9 @@ pub struct Status {
     pub granted: BTreeMap<u32, Vec<Ipv4Addr>>,
     pub attached: Vec<Attached>,
     pub tenants: Vec<Tenant>,
+    /// What the uplink's hot path runs on.
+    #[serde(default)]
+    pub data_path: Option<InForce>,
     pub conditions: Vec<Told>,
 }
 
@@ -70,6 +73,7 @@ impl Status {
         plan: &Plan,
         conditions: Vec<Condition>,
         places: &[Place],
+        in_force: Option<&InForce>,
     ) -> Self {
         Self {
             pid: process::id(),
@@ -91,6 +95,7 @@ impl Status {
                 })
                 .collect(),
             tenants: plan.policies.iter().map(|policy| tenant(policy, objects)).collect(),
+            data_path: in_force.cloned(),
             conditions: conditions
                 .into_iter()
                 .map(|Condition { object, reason, message }| Told {

@@ -20,6 +20,7 @@ use crate::{
         status::{Status, Told},
     },
     bpf::{self, Maps},
+    reconcile::xdp::InForce,
 };
 
 #[derive(Debug, clap::Args)]
@@ -56,6 +57,7 @@ struct Report {
     /// Those of them that are not on the uplink.
     missing: Vec<Ipv4Addr>,
     attached: Vec<Attached>,
+    data_path: Option<InForce>,
     policies: Vec<Policy>,
     flows: Flows,
     /// Translated packets by the path they took.
@@ -130,6 +132,7 @@ fn report(place: &Place) -> Result<Report> {
         node: status.node,
         uplink: status.uplink,
         addresses: status.addresses,
+        data_path: status.data_path,
         conditions: status.conditions,
     })
 }
@@ -253,6 +256,9 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
         if hosted.is_empty() { "nothing".into() } else { hosted.join(", ") }
     )?;
     writeln!(out, "flows:  {} of at most {}", flows.count, flows.max)?;
+    if let Some(InForce { path, why }) = &report.data_path {
+        writeln!(out, "path:   {path} ({why})")?;
+    }
     writeln!(out, "\n{:<16} {:<16} STATE", "PROGRAM", "INTERFACE")?;
     for place in attached {
         let state = if place.attached { "attached" } else { "MISSING" };
@@ -264,10 +270,11 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
     {
         let mut counted = counters.iter().filter(|(_, count)| **count > 0).peekable();
         if counted.peek().is_some() {
-            writeln!(out, "\n{title:<20} {:>14}", "PACKETS")?;
+            writeln!(out, "\n{title:<20} {:>14} {:>6}", "PACKETS", "SHARE")?;
         }
+        let all = counters.values().sum::<u64>().max(1) as f64;
         for (name, count) in counted {
-            writeln!(out, "{name:<20} {count:>14}")?;
+            writeln!(out, "{name:<20} {count:>14} {:>5.1}%", *count as f64 * 100. / all)?;
         }
     }
     if !report.conditions.is_empty() {
