@@ -9,9 +9,12 @@
 pub mod abi;
 pub mod answer;
 pub mod checksum;
+pub mod crowd;
+pub mod expiry;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
+pub mod lease;
 pub mod limit;
 pub mod mark;
 pub mod nat;

@@ -115,6 +115,7 @@ impl DataPlane {
             .default_map_pin_directory(&maps)
             .map_max_entries("flows_original", sizes.flows)
             .map_max_entries("flows_reply", sizes.flows)
+            .map_max_entries("places", sizes.flows.saturating_mul(2))
             .map_max_entries("policy", sizes.policies)
             .map_max_entries("slots", sizes.policies)
             .map_max_entries("egress_ips", sizes.policies)
