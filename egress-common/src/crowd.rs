@@ -25,6 +25,10 @@ pub struct Crowd {
     taken: [Cell<u64>; WORDS],
 }
 
+/// Of a [`Crowd`] as it is copied out of the map. Who removes a flow otherwise than by the engine
+/// removes its destination's bitmap too, in which the port would stay taken.
+pub const CROWD_WORDS: usize = size_of::<Crowd>() / 8;
+
 impl Default for Crowd {
     fn default() -> Self {
         const NONE: Cell<u64> = Cell::new(0);

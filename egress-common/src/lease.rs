@@ -1,8 +1,8 @@
 //! Leasing an egress port: who enters the reply's half of a flow holds it.
 //!
-//! The pod's own port first, then a few of a full cycle from a random start. Where those are taken
-//! the destination is crowded, and its bitmap says which ports are left: found up to the last one,
-//! in a bounded number of tries.
+//! The pod's own port first, then a few of a full cycle from a random start. A destination towards
+//! which two flows have wanted one port is crowded: its bitmap says which ports are left, so that
+//! they are found up to the last one in a bounded number of tries.
 use crate::{
     abi::{Claim, ReplyFlow, ReplyKey},
     crowd::{self, NO_PORT},
@@ -116,34 +116,29 @@ impl<T: Tables> Step<T> for Try {
             return false;
         }
         let leased = outcome == Outcome::Leased;
-        if scratch.search.tries < WALK {
-            if !leased {
-                scratch.lease.egress_port = scratch.search.candidates.advance();
-            }
-            return !leased;
-        }
-        // Taken or leased, this one is not free any more.
+        let mut found = NO_PORT;
         scratch.claim.key = ReplyKey { egress_port: [0, 0], ..scratch.lease };
-        let found = match tables.crowd(&scratch.claim.key) {
-            None if leased => return false,
-            None => {
-                crowd::add(tables, scratch);
-                NO_PORT
-            }
+        match tables.crowd(&scratch.claim.key) {
             Some(crowd) => {
+                // Taken or leased, this one is not free any more.
                 crowd.take(scratch.lease.egress_port);
-                if leased {
-                    return false;
+                if !leased && scratch.search.tries >= WALK {
+                    found = crowd.pick(scratch.tag.rotate_left(scratch.search.tries));
                 }
-                crowd.pick(scratch.tag.rotate_left(scratch.search.tries))
             }
-        };
-        // The bitmap may be wrong: what it does not know is looked at too.
-        scratch.lease.egress_port = match found {
-            NO_PORT => scratch.search.candidates.advance(),
-            port => (port as u16).to_be_bytes(),
-        };
-        true
+            // The first port that two want towards a destination: from here on it is known which
+            // are taken there. Later the bitmap would have to find that out try by try.
+            None if !leased => crowd::add(tables, scratch),
+            None => {}
+        }
+        if !leased {
+            // The bitmap may be wrong: what it does not know is looked at too.
+            scratch.lease.egress_port = match found {
+                NO_PORT => scratch.search.candidates.advance(),
+                port => (port as u16).to_be_bytes(),
+            };
+        }
+        !leased
     }
 }
 
