@@ -31,8 +31,11 @@ pub const CROWD_WORDS: usize = size_of::<Crowd>() / 8;
 
 impl Default for Crowd {
     fn default() -> Self {
-        const NONE: Cell<u64> = Cell::new(0);
-        Self { range: NONE, full: [NONE; WORDS / 64], taken: [NONE; WORDS] }
+        Self {
+            range: Cell::default(),
+            full: core::array::from_fn(|_| Cell::default()),
+            taken: core::array::from_fn(|_| Cell::default()),
+        }
     }
 }
 
@@ -74,10 +77,10 @@ impl Crowd {
                 free &= u64::MAX << (start & 63);
             }
             if free != 0 {
-                let word = (index * 64 | free.trailing_zeros() as usize) % WORDS;
+                let word = (index * 64 + free.trailing_zeros() as usize) % WORDS;
                 let bits = !self.taken[word].get();
                 if bits != 0 {
-                    return (word * 64) as u32 | bits.trailing_zeros() & 63;
+                    return (word * 64) as u32 + (bits.trailing_zeros() & 63);
                 }
                 self.set_word(word, u64::MAX);
             }
