@@ -92,6 +92,9 @@ pub struct Config {
     /// The first `cluster_networks` of `networks` hold pods; all of them are left untouched.
     pub cluster_networks: u32,
     pub network_count: u32,
+    /// Elements of the `places` map, best twice as many as flows; 0: expired flows stay until their
+    /// port is wanted.
+    pub places: u32,
     pub networks: [Network; MAX_NETWORKS],
 }
 
@@ -337,6 +340,17 @@ pub struct FragmentOwner {
     pub flow: ReplyKey,
     /// When the first fragment came, in ticks.
     pub seen: u32,
+}
+
+/// Where the clock hand finds a flow: an element of the `places` map.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Place {
+    pub key: Cell<ReplyKey>,
+    /// The flow's; 0: the place is free.
+    pub tag: Cell<u32>,
+    /// Ticks: the flow need not be looked at before.
+    pub deadline: Cell<u32>,
 }
 
 /// What a policy holds, by slot, for all CPUs: an element of the `usage` map.

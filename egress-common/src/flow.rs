@@ -6,15 +6,16 @@ use core::cell::Cell;
 
 use crate::{
     abi::{
-        BEAT, Claim, Config, FragmentKey, FragmentOwner, MacWords, NextHop, OriginalFlow,
-        OriginalKey, ReplyFlow, ReplyKey, Slot, action,
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, NextHop, OriginalFlow, OriginalKey,
+        ReplyFlow, ReplyKey, Slot, action,
     },
+    expiry,
+    lease::{Search, lease},
     limit,
     nat::{Answer, By, Origin, Translation, Way},
-    port::{Candidates, TRIES},
     reason::Reason,
     rewrite::Hop,
-    state::{self, Life},
+    state::Life,
     tables::{InsertError, Tables},
     wire::{Ipv4, Transport, protocol, tcp},
 };
@@ -47,6 +48,12 @@ pub struct Scratch {
     pub macs: MacWords,
     /// Whether `macs` are known: 1 or 0.
     pub macs_known: u32,
+    /// The search for a port.
+    pub search: Search,
+    /// Where this CPU's clock hand is, which lasts: 1 is the first place, 0 nowhere yet.
+    pub hand: u32,
+    /// A free place that the hand has passed, counted as `hand` is; 0: none.
+    pub free_place: u32,
 }
 
 /// What the making and finding of a flow look at.
@@ -188,7 +195,7 @@ fn reply_key(key: &OriginalKey, flow: &OriginalFlow) -> ReplyKey {
 }
 
 #[inline(always)]
-fn original_key(key: &ReplyKey, flow: &ReplyFlow) -> OriginalKey {
+pub fn original_key(key: &ReplyKey, flow: &ReplyFlow) -> OriginalKey {
     OriginalKey {
         pod: flow.pod,
         remote: key.remote,
@@ -198,37 +205,11 @@ fn original_key(key: &ReplyKey, flow: &ReplyFlow) -> OriginalKey {
     }
 }
 
-/// Whether a flow, seen from its reply entry, has rested too long. A half whose other half is
-/// missing is being made or being removed: old enough, it is nobody's.
-#[inline(always)]
-pub fn expired<T: Tables>(
-    tables: &T,
-    config: &Config,
-    key: &ReplyKey,
-    flow: &ReplyFlow,
-    now: u32,
-    other: &mut OriginalKey,
-) -> bool {
-    let reply = flow.life.now();
-    let reply_age = state::age(now, reply.last_seen);
-    let of_protocol = key.protocol as u8;
-    *other = original_key(key, flow);
-    match tables.original(other) {
-        Some(original) if original.tag == flow.tag => {
-            let moment = original.life.now();
-            let age = reply_age.min(state::age(now, moment.last_seen));
-            let rest = state::timeout(config, of_protocol, moment.flags, reply.flags);
-            age >= rest
-        }
-        _ => reply_age >= state::shortest(config, of_protocol).min(BEAT),
-    }
-}
-
 #[inline(always)]
 fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch) {
     scratch.lease = reply_key(&scratch.key, flow);
     if tables.reply(&scratch.lease).is_some_and(|reply| reply.tag == flow.tag) {
-        tables.remove_reply(&scratch.lease);
+        give_back(tables, &scratch.lease);
     }
     limit::ended(tables, flow.slot, scratch.key.vnid());
     tables.remove_original(&scratch.key);
@@ -246,7 +227,16 @@ pub fn remove_reply_pair<T: Tables>(
         limit::ended(tables, flow.slot, flow.vnid);
         tables.remove_original(other);
     }
+    give_back(tables, key);
+}
+
+/// Gives an egress port back: removes the reply's half.
+#[inline(always)]
+fn give_back<T: Tables>(tables: &T, key: &ReplyKey) {
     tables.remove_reply(key);
+    if let Some(crowd) = tables.crowd(&ReplyKey { egress_port: [0, 0], ..*key }) {
+        crowd.release(key.egress_port);
+    }
 }
 
 /// Makes the flow: leases a port, then enters the original's half. Two functions of their own in
@@ -254,11 +244,23 @@ pub fn remove_reply_pair<T: Tables>(
 #[inline(always)]
 fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
     known_node(tables, scratch.origin.node)?;
+    if !begins(scratch.key.protocol(), context.flags) {
+        return Err(Reason::NoFlow);
+    }
     limit::admit(tables, scratch.translation.slot, context.slot, context.now)?;
+    expiry::sweep(tables, context.config, scratch);
     // 0 is no flow's.
     scratch.tag = tables.random() | 1;
     lease(tables, context, scratch)?;
     enter(tables, context, scratch)
+}
+
+/// Whether a packet may begin a flow: a TCP segment only by SYN, or by an ACK of a stream that was
+/// there before us.
+#[inline(always)]
+fn begins(of_protocol: u8, flags: u8) -> bool {
+    let kind = flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN);
+    of_protocol != protocol::TCP || kind == tcp::SYN || kind == tcp::ACK
 }
 
 /// Enters the original's half, the reply's being in place.
@@ -282,105 +284,21 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
     match tables.insert_original(&scratch.key, &scratch.original) {
         Ok(()) => {
             limit::began(tables, scratch.translation.slot);
+            expiry::record(tables, context, scratch);
             Ok(())
         }
         Err(InsertError::Full) => {
-            tables.remove_reply(&scratch.lease);
+            give_back(tables, &scratch.lease);
             Err(Reason::FlowTableFull)
         }
         // Another CPU made this flow meanwhile: its mapping counts, our lease goes back.
         Err(InsertError::Taken) => {
-            tables.remove_reply(&scratch.lease);
+            give_back(tables, &scratch.lease);
             let winner = tables.original(&scratch.key).ok_or(Reason::NoFlow)?;
             scratch.lease.egress_port = winner.egress_port;
             Ok(())
         }
     }
-}
-
-/// Leases an egress port by entering the reply's half: the pod's own port if it is free, else one
-/// of a bounded number of others.
-///
-/// A stream without a flow is picked up by its ACK, so that a moved egress IP keeps it; only with
-/// its own port, since any other would be a stranger's to the remote.
-#[inline(never)]
-fn lease<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
-    let key = &scratch.key;
-    let kind = context.flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN);
-    let opens = key.protocol() != protocol::TCP || kind == tcp::SYN;
-    if !opens && kind != tcp::ACK {
-        return Err(Reason::NoFlow);
-    }
-    let origin = scratch.origin;
-    scratch.reply = ReplyFlow {
-        pod: key.pod,
-        pod_port: key.pod_port,
-        vnid: origin.vnid,
-        slot: scratch.translation.slot,
-        node: origin.node.into(),
-        ifindex: origin.ifindex.into(),
-        macs: origin.macs.into(),
-        tag: scratch.tag,
-        life: Life::new(context.now, 0),
-        pad: 0,
-        packets: 0.into(),
-        bytes: 0.into(),
-    };
-    let mut candidates = Candidates::new(context.config, key.protocol(), scratch.tag);
-    scratch.lease = ReplyKey {
-        remote: key.remote,
-        egress_ip: context.slot.egress_ip,
-        remote_port: key.remote_port,
-        egress_port: key.pod_port,
-        protocol: u32::from(key.protocol()),
-    };
-    if !candidates.contains(scratch.lease.egress_port) {
-        if !opens {
-            return Err(Reason::NoFlow);
-        }
-        scratch.lease.egress_port = candidates.advance();
-    }
-    for _ in 0..TRIES {
-        match lease_port(tables, context, scratch) {
-            Ok(()) => return Ok(()),
-            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
-            Err(InsertError::Taken) if !opens => return Err(Reason::NoFlow),
-            Err(InsertError::Taken) if !protocol::has_ports(scratch.lease.protocol as u8) => {
-                return Err(Reason::ProtocolTaken);
-            }
-            Err(InsertError::Taken) => scratch.lease.egress_port = candidates.advance(),
-        }
-    }
-    Err(Reason::PortsExhausted)
-}
-
-/// One port: free, or its holder's time is over.
-#[inline(always)]
-fn lease_port<T: Tables>(
-    tables: &T,
-    context: &Context,
-    scratch: &mut Scratch,
-) -> Result<(), InsertError> {
-    let (config, now) = (context.config, context.now);
-    let Scratch { lease, reply, other, claim, .. } = scratch;
-    let taken = match tables.insert_reply(lease, reply) {
-        Err(InsertError::Taken) => tables.reply(lease),
-        other => return other,
-    };
-    let Some(holder) = taken else { return Err(InsertError::Taken) };
-    let rested = state::age(now, holder.life.now().last_seen);
-    if rested < state::shortest(config, lease.protocol as u8)
-        || !expired(tables, config, lease, holder, now, other)
-    {
-        return Err(InsertError::Taken);
-    }
-    // Of several that see the same expired holder one wins.
-    *claim = Claim { key: *lease, tag: holder.tag };
-    if !tables.claim(claim) {
-        return Err(InsertError::Taken);
-    }
-    remove_reply_pair(tables, lease, holder, other);
-    tables.insert_reply(lease, reply)
 }
 
 /// Whether a flow's tenant still has the address that a packet from outside came to.

@@ -5,10 +5,8 @@
 //! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
 use crate::{
     abi::{MacWords, OriginalKey, ReplyKey, action},
-    flow::{
-        Context, Scratch, count, expired, find_or_create, remove_reply_pair, still_allowed,
-        way_back,
-    },
+    expiry::remaining,
+    flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
     fragment::{is_too_big, later_original, later_reply, remember_owner},
     icmp::{original_error, reply_error},
     reason::Reason,
@@ -275,7 +273,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
     let now = tables.now();
     let rested = state::age(now, flow.life.now().last_seen);
     if rested >= state::shortest(config, scratch.ip.protocol)
-        && expired(tables, config, &scratch.lease, flow, now, &mut scratch.other)
+        && remaining(tables, config, &scratch.lease, flow, now, &mut scratch.other) == 0
     {
         remove_reply_pair(tables, &scratch.lease, flow, &mut scratch.other);
         return refuse(tables, scratch);

@@ -1,11 +1,8 @@
 //! Which egress ports to try, in which order.
 use crate::{abi::Config, wire::protocol};
 
-/// How many ports a new flow tries before it is refused.
-pub const TRIES: u32 = 8;
-
 /// Walks over the ports a flow may get: its own first, then a full cycle from a random start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Candidates {
     from: u32,
     count: u32,
@@ -28,6 +25,24 @@ impl Candidates {
         // Multiply and shift instead of a division.
         let offset = ((u64::from(random) * u64::from(count)) >> 32) as u32;
         Self { from, count, step, offset }
+    }
+
+    /// The first port, and how many there are.
+    #[inline(always)]
+    pub fn bounds(&self) -> (u32, u32) {
+        (self.from, self.count)
+    }
+
+    /// Whether the range is that of identifiers.
+    #[inline(always)]
+    pub fn is_whole(&self) -> bool {
+        self.count == 1 << 16
+    }
+
+    /// The range in one word.
+    #[inline(always)]
+    pub fn range(&self) -> u64 {
+        u64::from(self.from) << 32 | u64::from(self.count)
     }
 
     /// Whether a flow may keep this port of its own.

@@ -1,7 +1,11 @@
 //! What the engine needs around it: tables, a clock, chance, and the way to a next hop.
-use crate::abi::{
-    Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
-    ReplyKey, Slot, Usage,
+use crate::{
+    abi::{
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, Place,
+        ReplyFlow, ReplyKey, Slot, Usage,
+    },
+    crowd::Crowd,
+    flow::Scratch,
 };
 
 /// Why an entry was not inserted.
@@ -10,6 +14,12 @@ pub enum InsertError {
     /// The key is there already: somebody else won.
     Taken,
     Full,
+}
+
+/// Something that is done again and again.
+pub trait Step<T: Tables> {
+    /// Once more? What there is to remember is in the scratch.
+    fn step(tables: &T, scratch: &mut Scratch) -> bool;
 }
 
 /// The tables and the little else that decides about a packet.
@@ -48,6 +58,24 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner>;
     /// Remembers it, or whose they are now.
     fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner);
+
+    /// The bitmap of a crowded destination, whose key has port 0.
+    fn crowd(&self, destination: &ReplyKey) -> Option<&Crowd>;
+    /// Enters one.
+    fn add_crowd(&self, destination: &ReplyKey, crowd: &Crowd);
+    /// What new ones are copied from: number 0 for ports, 1 for identifiers.
+    fn empty_crowd(&self, index: u32) -> Option<&Crowd>;
+    /// Counts how many ports a new flow has tried.
+    fn count_tries(&self, tries: u32);
+
+    /// One of `config.places` places of flows.
+    fn place(&self, index: u32) -> Option<&Place>;
+
+    /// Does a step until it wants no more, `times` at most. A loop of the kernel's own, which the
+    /// verifier looks at once.
+    fn repeat<S: Step<Self>>(&self, times: u32, scratch: &mut Scratch)
+    where
+        Self: Sized;
 
     /// Fills in the link-layer addresses towards `remote` through interface `uplink`. `false`: the
     /// sender has to ask the stack, which also resolves the neighbour.

@@ -13,11 +13,13 @@ use core::ffi::c_void;
 use egress_common::{
     abi::{
         Claim, Config, FragmentKey, FragmentOwner, MacWords, NodeHop, OriginalFlow, OriginalKey,
-        Path, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT, Usage,
+        Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT, Usage,
     },
+    crowd::Crowd,
     flow::Scratch,
+    lease::TRIES,
     reason::{REASON_COUNT, Reason},
-    tables::{InsertError, Tables},
+    tables::{InsertError, Step, Tables},
 };
 
 use crate::log;
@@ -60,6 +62,17 @@ static FLOWS_ORIGINAL: HashMap<OriginalKey, Shared<OriginalFlow>> = HashMap::pin
 static FLOWS_REPLY: HashMap<ReplyKey, Shared<ReplyFlow>> = HashMap::pinned(FLOWS, 0);
 #[map(name = "fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentOwner> = LruHashMap::pinned(8192, 0);
+/// The destinations that ports are getting scarce towards; 8.3 KiB each.
+#[map(name = "crowds")]
+static CROWDS: LruHashMap<ReplyKey, Shared<Crowd>> = LruHashMap::pinned(512, 0);
+/// What a new element of `crowds` is copied from.
+#[map(name = "empty_crowds")]
+static EMPTY_CROWDS: Array<Shared<Crowd>> = Array::pinned(2, 0);
+/// How many new flows tried so many ports.
+#[map(name = "tries")]
+static TRIED: PerCpuArray<u64> = PerCpuArray::pinned(TRIES + 1, 0);
+#[map(name = "places")]
+static PLACES: Array<Shared<Place>> = Array::pinned(2 * FLOWS, 0);
 /// Expired flows whose removal has begun.
 #[map(name = "claims")]
 static CLAIMS: LruHashMap<Claim, u32> = LruHashMap::pinned(4096, 0);
@@ -95,6 +108,19 @@ pub fn coarse_ns() -> u64 {
 pub struct Maps {
     /// The program's context: the FIB is asked on its behalf.
     pub context: *mut c_void,
+}
+
+/// What a turn of the kernel's loop works on.
+struct Turn {
+    maps: Maps,
+    scratch: *mut Scratch,
+}
+
+/// The kernel's loop stops at 1.
+unsafe extern "C" fn turn_once<S: Step<Maps>>(_: u64, turn: *mut Turn) -> i64 {
+    // SAFETY: `repeat` hands in a turn of its own, with a scratch that is its caller's alone.
+    let (maps, scratch) = unsafe { ((*turn).maps, &mut *(*turn).scratch) };
+    i64::from(!S::step(&maps, scratch))
 }
 
 const AF_INET: u8 = 2;
@@ -190,6 +216,46 @@ impl Tables for Maps {
     fn remove_reply(&self, key: &ReplyKey) {
         // Gone already is as good.
         let _ = FLOWS_REPLY.remove(key);
+    }
+
+    #[inline(always)]
+    fn crowd(&self, destination: &ReplyKey) -> Option<&Crowd> {
+        // SAFETY: its words are single ones, and no more than a hint.
+        unsafe { CROWDS.get(destination) }.map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn add_crowd(&self, destination: &ReplyKey, crowd: &Crowd) {
+        // Somebody else's is as good; without one the walk goes on.
+        let _ = CROWDS.insert(destination, Shared::from_ref(crowd), u64::from(BPF_NOEXIST));
+    }
+
+    #[inline(always)]
+    fn empty_crowd(&self, index: u32) -> Option<&Crowd> {
+        EMPTY_CROWDS.get(index).map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn count_tries(&self, tries: u32) {
+        if let Some(counter) = TRIED.get_ptr_mut(tries) {
+            // SAFETY: this CPU's own element.
+            unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn place(&self, index: u32) -> Option<&Place> {
+        PLACES.get(index).map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn repeat<S: Step<Self>>(&self, times: u32, scratch: &mut Scratch) {
+        let mut turn = Turn { maps: *self, scratch };
+        let step = turn_once::<S> as unsafe extern "C" fn(u64, *mut Turn) -> i64;
+        // SAFETY: the callback gets `turn`, which outlives the call.
+        unsafe {
+            kernel::bpf_loop(times, step as *mut c_void, (&raw mut turn).cast(), 0);
+        }
     }
 
     #[inline(always)]

@@ -24,6 +24,7 @@ use egress_common::abi::{
     ABI_VERSION, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
     SlotCounters, UsageRecord,
 };
+use egress_common::crowd::CROWD_WORDS;
 
 pub mod fit;
 pub mod log;
@@ -288,6 +289,7 @@ fn load(pins: &Path, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("egress_ips", sizes.policies)
         .map_max_entries("slot_counters", sizes.policies)
         .map_max_entries("usage", sizes.policies)
+        .map_max_entries("places", sizes.flows.saturating_mul(2))
         .load(OBJECT)
         .context("make the eBPF maps")?;
     for hook in Hook::ALL {
@@ -345,6 +347,8 @@ pub struct Maps {
     pub egress_ips: HashMap<MapData, [u8; 4], u32>,
     pub flows_original: HashMap<MapData, Plain<OriginalKey>, Plain<OriginalRecord>>,
     pub flows_reply: HashMap<MapData, Plain<ReplyKey>, Plain<ReplyRecord>>,
+    /// Bitmaps of ports by destination (port 0 in the key): removed with a flow of theirs.
+    pub crowds: HashMap<MapData, Plain<ReplyKey>, Plain<[u64; CROWD_WORDS]>>,
     pub usage: Array<MapData, Plain<UsageRecord>>,
     pub reasons: PerCpuArray<MapData, u64>,
     pub paths: PerCpuArray<MapData, u64>,
@@ -373,6 +377,7 @@ impl Maps {
             egress_ips: hash("egress_ips")?.try_into()?,
             flows_original: hash("flows_original")?.try_into()?,
             flows_reply: hash("flows_reply")?.try_into()?,
+            crowds: open("crowds").map(aya::maps::Map::LruHashMap)?.try_into()?,
             usage: array("usage")?.try_into()?,
             reasons: per_cpu("reasons")?.try_into()?,
             paths: per_cpu("paths")?.try_into()?,

@@ -70,7 +70,7 @@ pub struct TestRunGateway {
 
 impl TestRunGateway {
     fn clear(&mut self) -> Result<()> {
-        let Maps { flows_original, flows_reply, policy, egress_ips, slots, usage, .. } =
+        let Maps { flows_original, flows_reply, policy, egress_ips, slots, usage, crowds, .. } =
             &mut self.loaded.borrow_mut().maps;
         for key in flows_original.keys().collect::<Result<Vec<_>, _>>()? {
             flows_original.remove(&key)?;
@@ -80,6 +80,9 @@ impl TestRunGateway {
         }
         for key in policy.keys().collect::<Result<Vec<_>, _>>()? {
             policy.remove(&key)?;
+        }
+        for key in crowds.keys().collect::<Result<Vec<_>, _>>()? {
+            crowds.remove(&key)?;
         }
         for key in egress_ips.keys().collect::<Result<Vec<_>, _>>()? {
             egress_ips.remove(&key)?;

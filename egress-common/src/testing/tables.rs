@@ -1,7 +1,7 @@
 //! Tables in memory, with a clock, chance and a capacity that the test sets.
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     hash::Hash,
 };
 
@@ -9,10 +9,12 @@ use bytemuck::Zeroable;
 
 use crate::{
     abi::{
-        Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, ReplyFlow,
-        ReplyKey, Slot, Usage,
+        Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, Place,
+        ReplyFlow, ReplyKey, Slot, Usage,
     },
-    tables::{InsertError, Tables},
+    crowd::Crowd,
+    flow::Scratch,
+    tables::{InsertError, Step, Tables},
 };
 
 /// Entries are never freed: a reference stays good while a packet is treated, as in the kernel's
@@ -32,6 +34,11 @@ pub struct MemoryTables {
     pub original: Table<OriginalKey, OriginalFlow>,
     pub reply: Table<ReplyKey, ReplyFlow>,
     pub fragments: RefCell<HashMap<FragmentKey, &'static FragmentOwner>>,
+    pub crowds: RefCell<HashMap<ReplyKey, &'static Crowd>>,
+    pub empty_crowds: Vec<Crowd>,
+    /// How many flows tried so many ports.
+    pub tries: RefCell<BTreeMap<u32, u64>>,
+    pub places: Vec<Place>,
     pub claims: RefCell<HashSet<Claim>>,
     /// Most entries of the original's table.
     pub original_capacity: Cell<usize>,
@@ -59,6 +66,10 @@ impl Default for MemoryTables {
             original: Table::default(),
             reply: Table::default(),
             fragments: RefCell::default(),
+            crowds: RefCell::default(),
+            empty_crowds: vec![Crowd::default(); 2],
+            tries: RefCell::default(),
+            places: Vec::new(),
             claims: RefCell::default(),
             original_capacity: Cell::new(usize::MAX),
             reply_capacity: Cell::new(usize::MAX),
@@ -181,6 +192,34 @@ impl Tables for MemoryTables {
 
     fn remove_reply(&self, key: &ReplyKey) {
         self.reply.borrow_mut().remove(key);
+    }
+
+    fn crowd(&self, destination: &ReplyKey) -> Option<&Crowd> {
+        self.crowds.borrow().get(destination).copied()
+    }
+
+    fn add_crowd(&self, destination: &ReplyKey, crowd: &Crowd) {
+        self.crowds.borrow_mut().insert(*destination, Box::leak(Box::new(crowd.clone())));
+    }
+
+    fn empty_crowd(&self, index: u32) -> Option<&Crowd> {
+        self.empty_crowds.get(index as usize)
+    }
+
+    fn count_tries(&self, tries: u32) {
+        *self.tries.borrow_mut().entry(tries).or_default() += 1;
+    }
+
+    fn place(&self, index: u32) -> Option<&Place> {
+        self.places.get(index as usize)
+    }
+
+    fn repeat<S: Step<Self>>(&self, times: u32, scratch: &mut Scratch) {
+        for _ in 0..times {
+            if !S::step(self, scratch) {
+                return;
+            }
+        }
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner> {

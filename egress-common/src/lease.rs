@@ -1,0 +1,170 @@
+//! Leasing an egress port: who enters the reply's half of a flow holds it.
+//!
+//! The pod's own port first, then a few of a full cycle from a random start. A destination towards
+//! which two flows have wanted one port is crowded: its bitmap says which ports are left, so that
+//! they are found up to the last one in a bounded number of tries.
+use crate::{
+    abi::{Claim, ReplyFlow, ReplyKey},
+    crowd::{self, NO_PORT},
+    expiry::remaining,
+    flow::{Context, Scratch, remove_reply_pair},
+    port::Candidates,
+    reason::Reason,
+    state::{self, Life},
+    tables::{InsertError, Step, Tables},
+    wire::{protocol, tcp},
+};
+
+/// Ports that a flow tries before the bitmap is asked.
+pub const WALK: u32 = 6;
+/// Ports that a flow tries before it is refused.
+pub const TRIES: u32 = 25;
+
+/// A search under way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Search {
+    pub candidates: Candidates,
+    pub tries: u32,
+    pub outcome: Outcome,
+    /// 1: only the port at hand will do.
+    pub only: u32,
+    /// How far an empty bitmap has been filled.
+    pub word: u32,
+}
+
+/// What a search has come to.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Outcome {
+    #[default]
+    Searching = 0,
+    Leased = 1,
+    Full = 2,
+    /// The only port that would do is taken.
+    Taken = 3,
+}
+
+/// Leases an egress port for the flow of `scratch.key`.
+///
+/// A stream without a flow is picked up by its ACK, so that a moved egress IP keeps it; only with
+/// its own port, since any other would be a stranger's to the remote.
+#[inline(never)]
+pub fn lease<T: Tables>(
+    tables: &T,
+    context: &Context,
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let key = &scratch.key;
+    let of_protocol = key.protocol();
+    let picked_up = of_protocol == protocol::TCP && context.flags & tcp::SYN == 0;
+    let origin = scratch.origin;
+    scratch.reply = ReplyFlow {
+        pod: key.pod,
+        pod_port: key.pod_port,
+        vnid: origin.vnid,
+        slot: scratch.translation.slot,
+        node: origin.node.into(),
+        ifindex: origin.ifindex.into(),
+        macs: origin.macs.into(),
+        tag: scratch.tag,
+        life: Life::new(context.now, 0),
+        pad: 0,
+        packets: 0.into(),
+        bytes: 0.into(),
+    };
+    let mut candidates = Candidates::new(context.config, of_protocol, scratch.tag);
+    scratch.lease = ReplyKey {
+        remote: key.remote,
+        egress_ip: context.slot.egress_ip,
+        remote_port: key.remote_port,
+        egress_port: key.pod_port,
+        protocol: u32::from(of_protocol),
+    };
+    if !candidates.contains(scratch.lease.egress_port) {
+        if picked_up {
+            return Err(Reason::NoFlow);
+        }
+        scratch.lease.egress_port = candidates.advance();
+    }
+    let only = u32::from(picked_up || !protocol::has_ports(of_protocol));
+    scratch.search = Search { candidates, tries: 0, outcome: Outcome::Searching, only, word: 0 };
+    tables.repeat::<Try>(TRIES, scratch);
+    tables.count_tries(scratch.search.tries);
+    match scratch.search.outcome {
+        Outcome::Leased => Ok(()),
+        Outcome::Full => Err(Reason::FlowTableFull),
+        Outcome::Taken if picked_up => Err(Reason::NoFlow),
+        Outcome::Taken => Err(Reason::ProtocolTaken),
+        Outcome::Searching => Err(Reason::PortsExhausted),
+    }
+}
+
+struct Try;
+
+impl<T: Tables> Step<T> for Try {
+    #[inline(always)]
+    fn step(tables: &T, scratch: &mut Scratch) -> bool {
+        scratch.search.tries += 1;
+        let outcome = match lease_port(tables, scratch) {
+            Ok(()) => Outcome::Leased,
+            Err(InsertError::Full) => Outcome::Full,
+            Err(InsertError::Taken) if scratch.search.only == 1 => Outcome::Taken,
+            Err(InsertError::Taken) => Outcome::Searching,
+        };
+        scratch.search.outcome = outcome;
+        if outcome == Outcome::Full || outcome == Outcome::Taken {
+            return false;
+        }
+        let leased = outcome == Outcome::Leased;
+        let mut found = NO_PORT;
+        scratch.claim.key = ReplyKey { egress_port: [0, 0], ..scratch.lease };
+        match tables.crowd(&scratch.claim.key) {
+            Some(crowd) => {
+                // Taken or leased, this one is not free any more.
+                crowd.take(scratch.lease.egress_port);
+                if !leased && scratch.search.tries >= WALK {
+                    found = crowd.pick(scratch.tag.rotate_left(scratch.search.tries));
+                }
+            }
+            // The first port that two want towards a destination: from here on it is known which
+            // are taken there. Later the bitmap would have to find that out try by try.
+            None if !leased => crowd::add(tables, scratch),
+            None => {}
+        }
+        if !leased {
+            // The bitmap may be wrong: what it does not know is looked at too.
+            scratch.lease.egress_port = match found {
+                NO_PORT => scratch.search.candidates.advance(),
+                port => (port as u16).to_be_bytes(),
+            };
+        }
+        !leased
+    }
+}
+
+/// One port: free, or its holder's time is over.
+#[inline(always)]
+fn lease_port<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<(), InsertError> {
+    let Scratch { lease, reply, other, claim, .. } = scratch;
+    let taken = match tables.insert_reply(lease, reply) {
+        Err(InsertError::Taken) => tables.reply(lease),
+        other => return other,
+    };
+    let (Some(holder), Some(config)) = (taken, tables.config()) else {
+        return Err(InsertError::Taken);
+    };
+    let now = tables.now();
+    let rested = state::age(now, holder.life.now().last_seen);
+    if rested < state::shortest(config, lease.protocol as u8)
+        || remaining(tables, config, lease, holder, now, other) != 0
+    {
+        return Err(InsertError::Taken);
+    }
+    // Of several that see the same expired holder one wins.
+    *claim = Claim { key: *lease, tag: holder.tag };
+    if !tables.claim(claim) {
+        return Err(InsertError::Taken);
+    }
+    remove_reply_pair(tables, lease, holder, other);
+    tables.insert_reply(lease, reply)
+}
