@@ -196,7 +196,13 @@ fn load(pins: &Path, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("egress_ips", sizes.policies)
         .map_max_entries("slot_counters", sizes.policies)
         .load(OBJECT)
-        .context("make the eBPF maps")?;
+        .with_context(|| {
+            let Sizes { flows, policies } = sizes;
+            format!(
+                "make the eBPF maps: is there memory for flows.max {flows} and policies.max \
+                 {policies}?"
+            )
+        })?;
     for hook in Hook::ALL {
         program(&mut ebpf, hook)?
             .load()
