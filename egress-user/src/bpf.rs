@@ -291,7 +291,13 @@ fn load(pins: &Path, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("usage", sizes.policies)
         .map_max_entries("places", sizes.flows.saturating_mul(2))
         .load(OBJECT)
-        .context("make the eBPF maps")?;
+        .with_context(|| {
+            let Sizes { flows, policies } = sizes;
+            format!(
+                "make the eBPF maps: is there memory for flows.max {flows} and policies.max \
+                 {policies}?"
+            )
+        })?;
     for hook in Hook::ALL {
         program(&mut ebpf, hook)?
             .load()

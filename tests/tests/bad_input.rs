@@ -88,6 +88,8 @@ fn settings_that_cannot_be_used_end_the_start_before_anything_is_done() -> Resul
         (("uplink: ens18", "uplink: ens99"), 3, &["uplink ens99 does not exist", "node.uplink"]),
         (("ip: 10.0.0.2/24", "ip: 10.0.0.9"), 3, &["10.0.0.9", "on no link", "node.ip"]),
         (("clusterNetworks: []", many.as_str()), 3, &["34", "room for 32", "join"]),
+        // Half of the maps are made by then.
+        (("max: 1048576", "max: 4294967295"), 3, &["memory", "flows.max 4294967295"]),
     ] {
         let gateway = Gateway::new(&netns, &with(&config(), change), CLUSTER_OBJECTS)?;
         assert_refused(gateway.refused(&[])?, code, words);

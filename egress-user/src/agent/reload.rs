@@ -66,7 +66,6 @@ pub(super) fn warn_of(config: &AgentConfig) {
     }
     for (key, is_set) in [
         ("dataPath: xdp", config.data_path == DataPath::Xdp),
-        ("flows.maxPerVnid", config.flows.max_per_vnid != 0),
         ("metrics", config.metrics.is_some()),
     ] {
         if is_set {
