@@ -88,6 +88,8 @@ struct Agent {
     held: BTreeSet<Ipv4Addr>,
     conflicts: BTreeSet<Ipv4Addr>,
     retry: Retry,
+    /// Of programs that are not attached.
+    mend: Retry,
     status: StatusFile,
 }
 
@@ -191,6 +193,7 @@ impl Agent {
             held: BTreeSet::new(),
             conflicts: BTreeSet::new(),
             retry: Retry::default(),
+            mend: Retry::default(),
             watched,
             config,
             objects: input.objects,
@@ -215,7 +218,12 @@ impl Agent {
             BTreeSet::new()
         });
         let unsure = unclaimed.difference(&self.held).chain(&self.conflicts).copied().collect();
-        if let Err(error) = self.fill_maps(&self.plan_without(&unsure)) {
+        let unsure = self.plan_without(&unsure);
+        let sources = sources::desired(&self.config, &self.devices, &unsure, &self.objects);
+        if let Err(error) = source_maps::reconcile(&mut self.source_maps, &sources) {
+            conditions.push(failed("Agent/sources", &error));
+        }
+        if let Err(error) = self.fill_maps(&unsure) {
             // Without its maps a program would let out what it does not know: attach nothing new.
             conditions.push(failed("Agent/maps", &error));
         } else {
@@ -293,8 +301,6 @@ impl Agent {
         maps::configure(&mut self.maps, &config)?;
         let desired = tables::desired(plan, &self.objects, &self.identity);
         maps::reconcile(&mut self.maps, &desired)?;
-        let desired = sources::desired(&self.config, &self.devices, plan, &self.objects);
-        source_maps::reconcile(&mut self.source_maps, &desired)?;
         Ok(())
     }
 
@@ -379,11 +385,16 @@ impl Agent {
             // The old objects hold until the files can be read again.
             Err(error) => warn!("keep the objects as they were: {error:#}"),
         }
+        let mut missing = false;
         for (hook, interface) in self.places() {
-            wanted |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
+            missing |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
         }
+        // Mended at once; what cannot be mended is not tried at every look.
+        let now = Instant::now();
+        wanted |= missing && self.mend.at().is_none_or(|at| at <= now);
+        self.mend.note(missing, now, retry::chance());
         if wanted {
-            self.round().await;
+            self.resync().await;
         }
     }
 
