@@ -19,7 +19,7 @@ use crate::{
 static POD_DEVICES: HashMap<u32, u32> = HashMap::pinned(16384, 0);
 /// VNID to the node that hosts its egress IP, where that is another one.
 #[map(name = "egress_nodes")]
-static EGRESS_NODES: HashMap<u32, [u8; 4]> = HashMap::pinned(16384, 0);
+static EGRESS_NODES: HashMap<u32, [u8; 4]> = HashMap::pinned(65536, 0);
 
 /// Where the source address stands in a frame, and the destination address.
 const SOURCE: usize = 14 + 12;

@@ -101,6 +101,8 @@ struct Agent {
     /// Whether marked packets may be exempted from the node's NAT here: a predecessor's word counts.
     exempts: bool,
     retry: Retry,
+    /// Of programs that are not attached.
+    mend: Retry,
     status: StatusFile,
     /// Held as long as the agent runs.
     _lock: Lock,
@@ -203,6 +205,7 @@ impl Agent {
             conflicts: BTreeSet::new(),
             exempts: true,
             retry: Retry::default(),
+            mend: Retry::default(),
             watched,
             config,
             objects: input.objects,
@@ -241,7 +244,12 @@ impl Agent {
             BTreeSet::new()
         });
         let unsure = unclaimed.difference(&self.held).chain(&self.conflicts).copied().collect();
-        if let Err(error) = self.fill_maps(&self.plan_without(&unsure)) {
+        let unsure = self.plan_without(&unsure);
+        let sources = sources::desired(&self.config, &self.devices, &unsure, &self.objects);
+        if let Err(error) = source_maps::reconcile(&mut self.source_maps, &sources) {
+            conditions.push(failed("Agent/sources", &error));
+        }
+        if let Err(error) = self.fill_maps(&unsure) {
             // Without its maps a program would let out what it does not know: attach nothing new.
             conditions.push(failed("Agent/maps", &error));
         } else {
@@ -324,8 +332,6 @@ impl Agent {
         let configured = self.configure();
         let desired = tables::desired(plan, &self.objects, &self.identity, &self.config);
         let dropped = maps::reconcile(&mut self.maps, &desired)?;
-        let desired = sources::desired(&self.config, &self.devices, plan, &self.objects);
-        source_maps::reconcile(&mut self.source_maps, &desired)?;
         configured.map(|()| dropped)
     }
 
@@ -428,11 +434,16 @@ impl Agent {
     async fn look(&mut self) {
         self.data_plane.flush_log();
         let mut wanted = self.reload();
+        let mut missing = false;
         for (hook, interface) in self.places() {
-            wanted |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
+            missing |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
         }
+        // Mended at once; what cannot be mended is not tried at every look.
+        let now = Instant::now();
+        wanted |= missing && self.mend.at().is_none_or(|at| at <= now);
+        self.mend.note(missing, now, retry::chance());
         if wanted {
-            self.round().await;
+            self.resync().await;
         }
     }
 

@@ -30,7 +30,7 @@ mod tenants;
 
 pub use allocate::allocate;
 pub use flows::register;
-pub use tenants::{Tenant, tenants};
+pub use tenants::{Finding, Tenant, tenants};
 
 /// What this node knows of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

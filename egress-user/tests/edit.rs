@@ -194,7 +194,7 @@ fn without_an_agent_waiting_ends_with_3_and_the_file_is_written() {
     let place = Place::new("waiting", NODE);
     let output = place.egress(&format!("{ADD} --wait 0"));
     assert_eq!(output.status.code(), Some(3));
-    let said = "written, but not in force: no agent has left word in";
+    let said = "written, but not in force: no agent that runs has left word in";
     assert!(err(&output).contains(said), "{}", err(&output));
     assert_eq!(place.policies("ocprouter01")[0]["vnid"], 3064846);
 }

@@ -15,7 +15,10 @@ use egress_common::abi::ABI_VERSION;
 use egress_tests::{
     gateway::Gateway,
     netns::wait_until,
-    rig::{Rig, topology::UPLINK},
+    rig::{
+        Rig,
+        topology::{TUNNEL, UPLINK, VXLAN_PORT},
+    },
     traffic::{TcpServer, UdpServer, tcp_exchange, udp_exchange},
 };
 use serde_json::Value;
@@ -122,6 +125,50 @@ fn a_program_removed_by_someone_else_comes_back() -> Result<()> {
     }
     rig.netns(POD).run(|| udp_exchange(FAR, 1, 1000))??;
     assert_eq!(server.peer(1).map(|peer| *peer.ip()), Some(EGRESS_IP));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_tunnel_device_that_went_is_told_and_taken_up_when_it_is_back() -> Result<()> {
+    let rig = Rig::up()?;
+    let gateway = Gateway::start(&rig)?;
+    let egress = rig.netns(&rig.egress.name);
+    egress.ip(&format!("link del {TUNNEL}\n"))?;
+    let told = || {
+        conditions(&gateway)
+            .is_ok_and(|all| all.iter().any(|condition| condition["reason"] == "NoDevice"))
+    };
+    mended(&gateway, "the word of the missing device", told)?;
+    egress.ip(&format!(
+        "link add {TUNNEL} type vxlan external dstport {VXLAN_PORT} nolearning udp6zerocsumrx\n\
+         link set {TUNNEL} up\n"
+    ))?;
+    mended(&gateway, "the program on the new device", || {
+        let there = |programs: Vec<(String, bool)>| {
+            programs.iter().any(|(place, attached)| place.contains(TUNNEL) && *attached)
+        };
+        !told() && programs(&gateway).is_ok_and(there)
+    })
+}
+
+/// Wanted, and not there: a condition, and the rest goes on.
+#[test]
+#[ignore = "needs root"]
+fn without_open_vswitch_the_rest_goes_on() -> Result<()> {
+    let rig = Rig::up()?;
+    let config =
+        include_str!("../../examples/agent.yaml").replace("enabled: auto", "enabled: true");
+    let netns = rig.netns(&rig.egress.name);
+    let mut gateway = Gateway::new(netns, &config, include_str!("../../examples/objects.yaml"))?;
+    gateway.run_agent()?;
+    let server = UdpServer::start(rig.netns("far"), FAR)?;
+    rig.netns(POD).run(|| udp_exchange(FAR, 1, 8))??;
+    assert_eq!(server.peer(1).map(|peer| *peer.ip()), Some(EGRESS_IP));
+    let absent = |condition: &Value| {
+        condition["object"] == "Agent/ovs" && condition["reason"] == "NoOpenVSwitch"
+    };
+    ensure!(conditions(&gateway)?.iter().any(absent), "{:?}", conditions(&gateway)?);
     Ok(())
 }
 

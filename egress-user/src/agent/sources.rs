@@ -1,5 +1,8 @@
 //! From the settings and a plan to what the source side's maps shall hold. Pure.
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::node::Devices;
 use crate::{config::AgentConfig, model::Objects, plan::Plan, reconcile::sources::Desired};
@@ -16,15 +19,23 @@ pub fn desired(config: &AgentConfig, devices: &Devices, plan: &Plan, objects: &O
 /// Of each VNID that leaves from another node: that of its first egress IP, as a number. One, so
 /// that a connection stays on its way; a VNID with an egress IP here leaves here.
 fn egress_nodes(plan: &Plan, objects: &Objects) -> BTreeMap<u32, Ipv4Addr> {
-    let here = |ip: &Ipv4Addr| plan.addresses.iter().any(|address| address.ip == *ip);
-    let node_of = |ip: &Ipv4Addr| {
-        let assignment = plan.assignments.iter().find(|assignment| assignment.egress_ip == *ip)?;
-        objects.host_subnets.get(&assignment.node).map(|node| node.host_ip)
-    };
+    let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
+    let nodes: BTreeMap<Ipv4Addr, Ipv4Addr> = plan
+        .assignments
+        .iter()
+        .filter_map(|assignment| {
+            let node = objects.host_subnets.get(&assignment.node)?;
+            Some((assignment.egress_ip, node.host_ip))
+        })
+        .collect();
+    let elsewhere = |ips: &[Ipv4Addr]| ips.iter().all(|ip| !here.contains(ip));
     plan.policies
         .iter()
-        .filter(|policy| !policy.egress_ips.iter().any(here))
-        .filter_map(|policy| Some((policy.vnid, policy.egress_ips.iter().find_map(node_of)?)))
+        .filter(|policy| elsewhere(&policy.egress_ips))
+        .filter_map(|policy| {
+            let node = policy.egress_ips.iter().find_map(|ip| nodes.get(ip))?;
+            Some((policy.vnid, *node))
+        })
         .collect()
 }
 

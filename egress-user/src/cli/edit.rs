@@ -223,13 +223,16 @@ fn wait(run_dir: &Path, wanted: &Wanted, patience: Duration) -> Result<Exit> {
             Ok(status) => status,
             Err(error) => return Ok(unfit(&error)),
         };
+        // One that has ended says nothing of now.
+        let status =
+            status.filter(|status| Path::new("/proc").join(status.pid.to_string()).exists());
         if status.as_ref().is_some_and(|status| wanted.is_in_force(status)) {
             return Ok(Exit::Done);
         }
         if Instant::now() >= end {
             let why = match &status {
                 Some(status) => wanted.obstacle(status),
-                None => format!("no agent has left word in {}", run_dir.display()),
+                None => format!("no agent that runs has left word in {}", run_dir.display()),
             };
             let error = anyhow::anyhow!("{why}");
             return Ok(unfit(&error.context("written, but not in force")));

@@ -2,14 +2,16 @@
 use std::{fmt::Write, net::Ipv4Addr};
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 
 use super::{
-    Exit,
+    Exit, Output,
     input::{InputArgs, Question},
     print,
     vnid::parse_vnid,
 };
 use crate::{
+    condition::Reason,
     model::Objects,
     plan::{self, Action, Plan, Previous, Tenant},
 };
@@ -21,15 +23,82 @@ pub struct Args {
     subject: String,
     #[command(flatten)]
     input: InputArgs,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
 }
 
 pub fn run(args: Args) -> Result<Exit> {
     let question = Question::read(&args.input)?;
-    print(&explain(&args.subject, &question)?)?;
+    let explanation = explain(&args.subject, &question)?;
+    print(&match args.output {
+        Output::Json => serde_json::to_string_pretty(&explanation)? + "\n",
+        Output::Yaml => serde_saphyr::to_string(&explanation)?,
+        Output::Table => text(&explanation),
+    })?;
     Ok(question.exit())
 }
 
-fn explain(subject: &str, question: &Question) -> Result<String> {
+/// All that is to be said about a subject.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Explanation {
+    subject: String,
+    /// Whose view `here` is.
+    node: String,
+    /// Of an egress IP: the nodes that list it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listed_by: Option<Vec<Node>>,
+    vnids: Vec<Tenancy>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Node {
+    name: String,
+    #[serde(rename = "hostIP")]
+    host_ip: Ipv4Addr,
+}
+
+/// A VNID, what it asks for and what it gets.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Tenancy {
+    vnid: u32,
+    namespaces: Vec<String>,
+    asks: Vec<Wish>,
+    dropped_whole: Option<Finding>,
+    /// `normal`: it asks for nothing.
+    action: &'static str,
+    #[serde(rename = "egressIPs")]
+    egress_ips: Vec<Ipv4Addr>,
+    mark: Option<String>,
+    here: Here,
+}
+
+#[derive(Debug, Serialize)]
+struct Wish {
+    #[serde(rename = "egressIP")]
+    ip: Ipv4Addr,
+    node: Option<Node>,
+    usable: bool,
+    findings: Vec<Finding>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Finding {
+    reason: Reason,
+    message: String,
+}
+
+/// What the node that was asked does for it.
+#[derive(Debug, Default, Serialize)]
+struct Here {
+    addresses: Vec<Ipv4Addr>,
+    flows: Vec<String>,
+    groups: Vec<String>,
+}
+
+fn explain(subject: &str, question: &Question) -> Result<Explanation> {
     let Question { objects, facts, health, mode } = question;
     let previous = Previous::default();
     let assigned;
@@ -42,22 +111,15 @@ fn explain(subject: &str, question: &Question) -> Result<String> {
     let plan =
         plan::plan(objects, facts, health, &previous, &plan::Mode { assign: false, ..*mode });
     let tenants = plan::tenants(objects, facts, health);
-    let vnids = vnids(subject, objects)?;
-    let mut text = String::new();
-    if let Ok(ip) = subject.parse() {
-        text += &listing(ip, objects);
-    }
-    if vnids.is_empty() {
-        text += "no namespace asks for it: nothing leaves with it\n";
-    }
-    for vnid in vnids {
-        text += &names(vnid, objects);
-        match tenants.iter().find(|tenant| tenant.vnid == vnid) {
-            Some(tenant) => text += &reasons(tenant, &plan),
-            None => text += "  asks for no egress IP: leaves as the node does\n",
-        }
-    }
-    Ok(text)
+    let vnids = vnids(subject, objects)?.into_iter().map(|vnid| {
+        tenancy(vnid, objects, tenants.iter().find(|tenant| tenant.vnid == vnid), &plan)
+    });
+    Ok(Explanation {
+        subject: subject.to_owned(),
+        node: plan.node.clone(),
+        listed_by: subject.parse().ok().map(|ip| listing(ip, objects)),
+        vnids: vnids.collect(),
+    })
 }
 
 /// The VNIDs that the subject is about.
@@ -84,60 +146,106 @@ fn vnids(subject: &str, objects: &Objects) -> Result<Vec<u32>> {
     }
 }
 
-fn listing(ip: Ipv4Addr, objects: &Objects) -> String {
+fn listing(ip: Ipv4Addr, objects: &Objects) -> Vec<Node> {
     let nodes = objects.host_subnets.values().filter(|node| node.egress_ips.contains(&ip));
-    let nodes: Vec<String> =
-        nodes.map(|node| format!("{} ({})", node.name, node.host_ip)).collect();
-    match nodes.as_slice() {
-        [] => format!("{ip}: no node lists it\n"),
-        nodes => format!("{ip}: listed by {}\n", nodes.join(", ")),
-    }
+    nodes.map(|node| Node { name: node.name.clone(), host_ip: node.host_ip }).collect()
 }
 
-fn names(vnid: u32, objects: &Objects) -> String {
+fn tenancy(vnid: u32, objects: &Objects, tenant: Option<&Tenant<'_>>, plan: &Plan) -> Tenancy {
     let namespaces = objects.net_namespaces.values().filter(|n| n.vnid == vnid);
-    let namespaces: Vec<&str> = namespaces.map(|n| n.name.as_str()).collect();
-    format!("{}: VNID {vnid} ({vnid:#x})\n", namespaces.join(", "))
+    let policy = plan.policies.iter().find(|policy| policy.vnid == vnid);
+    let finding = |finding: &plan::Finding| Finding {
+        reason: finding.reason,
+        message: finding.message.clone(),
+    };
+    let wishes = tenant.iter().flat_map(|tenant| &tenant.wishes).map(|wish| Wish {
+        ip: wish.ip,
+        node: wish.node.map(|node| Node { name: node.name.clone(), host_ip: node.host_ip }),
+        usable: wish.is_usable(),
+        findings: wish.findings.iter().map(finding).collect(),
+    });
+    Tenancy {
+        vnid,
+        namespaces: namespaces.map(|n| n.name.clone()).collect(),
+        asks: wishes.collect(),
+        dropped_whole: tenant.and_then(Tenant::dropped_whole).map(finding),
+        action: match policy.map(|policy| policy.action) {
+            Some(Action::Snat) => "snat",
+            Some(Action::Drop) => "drop",
+            None => "normal",
+        },
+        egress_ips: policy.map(|policy| policy.egress_ips.clone()).unwrap_or_default(),
+        mark: policy.map(|policy| format!("{:#010x}", policy.mark)),
+        here: tenant.map(|tenant| here(tenant, plan)).unwrap_or_default(),
+    }
 }
 
-fn reasons(tenant: &Tenant<'_>, plan: &Plan) -> String {
-    let mut text = String::new();
-    for wish in &tenant.wishes {
-        let place = match wish.node {
-            Some(node) => format!("on node {} ({})", node.name, node.host_ip),
-            None => "on no node".into(),
-        };
-        let _ = writeln!(text, "  asks for {}, {place}", wish.ip);
-        for finding in &wish.findings {
-            let _ = writeln!(text, "    {:?}: {}", finding.reason, finding.message);
-        }
-        if wish.is_usable() {
-            text += "    usable\n";
-        }
-    }
-    if let Some(finding) = tenant.dropped_whole() {
-        let _ = writeln!(text, "  dropped whole: {:?}: {}", finding.reason, finding.message);
-    }
-    let policy = plan.policies.iter().find(|policy| policy.vnid == tenant.vnid);
-    if let Some(policy) = policy {
-        let ips: Vec<String> = policy.egress_ips.iter().map(ToString::to_string).collect();
-        let gets = match policy.action {
-            Action::Snat => format!("leaves with {}", ips.join(", ")),
-            Action::Drop => "is dropped".into(),
-        };
-        let _ = writeln!(text, "  so it {gets}; mark {:#010x}", policy.mark);
-    }
-    let _ = writeln!(text, "  on node {}:", plan.node);
-    for address in &plan.addresses {
-        if tenant.wishes.iter().any(|wish| wish.ip == address.ip) {
-            let _ = writeln!(text, "    address {}", address.ip);
-        }
-    }
+fn here(tenant: &Tenant<'_>, plan: &Plan) -> Here {
     let register = format!("reg0={} ", plan::register(tenant.vnid));
     let group = format!("group_id={},", tenant.vnid);
-    let texts = plan.flows.iter().filter(|flow| flow.contains(&register));
-    for line in texts.chain(plan.groups.iter().filter(|text| text.starts_with(&group))) {
-        let _ = writeln!(text, "    {line}");
+    let of_tenant = |ip: &Ipv4Addr| tenant.wishes.iter().any(|wish| wish.ip == *ip);
+    let flows = plan.flows.iter().filter(|flow| flow.contains(&register));
+    let groups = plan.groups.iter().filter(|text| text.starts_with(&group));
+    Here {
+        addresses: plan.addresses.iter().map(|a| a.ip).filter(of_tenant).collect(),
+        flows: flows.cloned().collect(),
+        groups: groups.cloned().collect(),
+    }
+}
+
+fn text(explanation: &Explanation) -> String {
+    let Explanation { subject, node, listed_by, vnids } = explanation;
+    let mut text = String::new();
+    if let Some(nodes) = listed_by {
+        let names: Vec<String> = nodes.iter().map(Node::to_string).collect();
+        text += &match names.as_slice() {
+            [] => format!("{subject}: no node lists it\n"),
+            names => format!("{subject}: listed by {}\n", names.join(", ")),
+        };
+    }
+    if vnids.is_empty() {
+        text += "no namespace asks for it: nothing leaves with it\n";
+    }
+    for tenancy in vnids {
+        // Writing to a string cannot fail.
+        let _ = write_tenancy(&mut text, tenancy, node);
     }
     text
+}
+
+fn write_tenancy(text: &mut String, tenancy: &Tenancy, node: &str) -> std::fmt::Result {
+    let Tenancy { vnid, namespaces, asks, dropped_whole, action, egress_ips, mark, here } = tenancy;
+    writeln!(text, "{}: VNID {vnid} ({vnid:#x})", namespaces.join(", "))?;
+    let Some(mark) = mark else {
+        return writeln!(text, "  asks for no egress IP: leaves as the node does");
+    };
+    for Wish { ip, node, usable, findings } in asks {
+        let place = node.as_ref().map_or("on no node".to_owned(), |node| format!("on node {node}"));
+        writeln!(text, "  asks for {ip}, {place}")?;
+        for Finding { reason, message } in findings {
+            writeln!(text, "    {reason:?}: {message}")?;
+        }
+        if *usable {
+            writeln!(text, "    usable")?;
+        }
+    }
+    if let Some(Finding { reason, message }) = dropped_whole {
+        writeln!(text, "  dropped whole: {reason:?}: {message}")?;
+    }
+    let ips: Vec<String> = egress_ips.iter().map(ToString::to_string).collect();
+    let gets = match *action {
+        "snat" => format!("leaves with {}", ips.join(", ")),
+        _ => "is dropped".into(),
+    };
+    writeln!(text, "  so it {gets}; mark {mark}")?;
+    writeln!(text, "  on node {node}:")?;
+    let Here { addresses, flows, groups } = here;
+    addresses.iter().try_for_each(|ip| writeln!(text, "    address {ip}"))?;
+    flows.iter().chain(groups).try_for_each(|line| writeln!(text, "    {line}"))
+}
+
+impl std::fmt::Display for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.host_ip)
+    }
 }

@@ -109,6 +109,9 @@ fn unfit(error: &anyhow::Error) -> Exit {
     Exit::Unfit
 }
 
+/// Where an agent keeps what it knows.
+const RUN_DIR: &str = "/run/egress";
+
 /// Where things are on this node.
 #[derive(Debug, clap::Args)]
 struct Place {
@@ -116,7 +119,7 @@ struct Place {
     #[arg(long, value_name = "DIR", default_value = crate::bpf::BPFFS)]
     bpffs: std::path::PathBuf,
     /// Where the agent keeps what it knows; gone with the next boot
-    #[arg(long, value_name = "DIR", default_value = "/run/egress")]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: std::path::PathBuf,
 }
 

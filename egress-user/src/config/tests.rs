@@ -104,6 +104,20 @@ fn refusals_name_the_key_and_the_cure() {
         (json!({"metrics": {}}), "metrics: missing field `listen`"),
         (json!({"tunnel": {"port": 0}}), "tunnel.port: 0 is no port"),
         (json!({"flows": {"max": 0}}), "flows.max: 0 leaves no room"),
+        (json!({"pods": [{"vnid": 7}]}), "pods: VNID 7: give either a device or an ip"),
+        (
+            json!({"pods": [{"device": "veth0", "ip": "10.128.0.11", "vnid": 7}]}),
+            "pods: VNID 7: give either a device or an ip",
+        ),
+        (json!({"pods": [{"ip": "10.128.0.11", "vnid": 7}]}), "pods: 10.128.0.11: name the device"),
+        (
+            json!({"pods": [{"device": "veth0", "vnid": 7}, {"device": "veth0", "vnid": 8}]}),
+            "pods: veth0 is there twice: a pod has one VNID",
+        ),
+        (
+            json!({"pods": [{"device": "veth0", "vnid": 16777216}]}),
+            "pods: veth0: 16777216 is no VNID",
+        ),
         (json!({"apiVersion": "egress/v1"}), "apiVersion: unknown variant `egress/v1`"),
         (json!({"apiVersion": null}), "apiVersion is missing"),
     ] {

@@ -11,4 +11,6 @@ mod flows;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod size;
+#[cfg(test)]
 mod stories;
