@@ -66,7 +66,10 @@ pub struct Config {
     pub data_path: u8,
     /// 1: big packets (GSO) may be taken out of their tunnel on the uplink.
     pub unwrap_gso: u8,
-    pub pad: [u8; 2],
+    /// 1: on XDP a frame goes back out of its device by redirect. A veth delivers what is sent by
+    /// `XDP_TX` only once its far end is woken by something else, unless a program runs there.
+    pub xdp_redirect: u8,
+    pub pad: u8,
     /// A random number, written into a translated packet's control block for the guard to see.
     pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.

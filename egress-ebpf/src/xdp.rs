@@ -175,8 +175,8 @@ impl Frame {
 
     /// Out of `ifindex`, as the frame is.
     #[inline(always)]
-    fn send(&self, ifindex: u32) -> u32 {
-        if ifindex == self.ifindex() {
+    fn send(&self, config: &Config, ifindex: u32) -> u32 {
+        if ifindex == self.ifindex() && config.xdp_redirect == 0 {
             return XDP_TX;
         }
         // SAFETY: a helper with numbers for arguments.
@@ -232,7 +232,7 @@ fn original(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32
     frame.set_macs(translation.way.macs)?;
     count_path(Path::Xdp);
     count_original(frame.length(), translation);
-    Ok(frame.send(translation.way.ifindex))
+    Ok(frame.send(config, translation.way.ifindex))
 }
 
 #[inline(always)]
@@ -262,7 +262,7 @@ fn reply(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, R
     frame.set_macs(macs)?;
     frame.write(12, ETH_P_IP)?;
     count_path(Path::ReplyXdp);
-    Ok(frame.send(config.uplink))
+    Ok(frame.send(config, config.uplink))
 }
 
 /// Whether this is VXLAN to be treated here. A function of its own for the sake of the stack, as

@@ -77,6 +77,22 @@ impl<'a> Gateway<'a> {
         Ok(gateway)
     }
 
+    /// As [`Gateway::start`], with this `dataPath`; it is in force, or that is an error.
+    pub fn start_on(rig: &'a Rig, data_path: &str) -> Result<Self> {
+        let netns = rig.netns(&rig.egress.name);
+        let mut gateway = Self::new(netns, &config_with(data_path), objects::CLUSTER_OBJECTS)?;
+        gateway.run_agent()?;
+        let in_force = &gateway.status()?["dataPath"];
+        ensure!(in_force["path"] == data_path, "in force is {in_force}");
+        Ok(gateway)
+    }
+
+    /// Gives the next agent another `dataPath`.
+    pub fn set_data_path(&self, data_path: &str) -> Result<()> {
+        self.beside(|| fs::write(CONFIG, config_with(data_path)))?
+            .with_context(|| format!("write {CONFIG}"))
+    }
+
     /// Starts `egress run` and waits until it says that it is ready.
     pub fn run_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
@@ -250,6 +266,11 @@ impl Drop for Gateway<'_> {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// The examples' settings with another `dataPath`.
+fn config_with(data_path: &str) -> String {
+    objects::AGENT_CONFIG.replace("dataPath: auto", &format!("dataPath: {data_path}"))
 }
 
 /// The `egress` to test: `EGRESS_BIN`, else the release build next to this program's own.

@@ -27,11 +27,66 @@ const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 7000);
 /// The id of an exchange, as it is on the wire.
 const ONE: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
 
-#[test]
-#[ignore = "needs root"]
-fn every_pod_is_seen_with_the_egress_ip_of_its_namespace() -> Result<()> {
-    let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+/// Where the agent translates.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum DataPath {
+    Tc,
+    /// With whole frames, as a wire carries them.
+    Xdp,
+    /// With frames of a stack on this machine, which has left their checksums for later.
+    XdpUnfinished,
+}
+
+impl DataPath {
+    fn rig(self) -> Result<Rig> {
+        let rig = Rig::up()?;
+        if self != Self::Tc {
+            rig.take_xdp_frames()?;
+        }
+        if self == Self::Xdp {
+            rig.send_whole_frames()?;
+        }
+        Ok(rig)
+    }
+
+    fn gateway(self, rig: &Rig) -> Result<Gateway<'_>> {
+        Gateway::start_on(rig, if self == Self::Tc { "tc" } else { "xdp" })
+    }
+}
+
+/// Makes a test of each story on each data path.
+macro_rules! on_every_data_path {
+    ($($story:ident)*) => {
+        on_every_data_path!(tc DataPath::Tc; $($story)*);
+        on_every_data_path!(xdp DataPath::Xdp; $($story)*);
+        on_every_data_path!(xdp_unfinished DataPath::XdpUnfinished; $($story)*);
+    };
+    ($module:ident $path:expr; $($story:ident)*) => {
+        mod $module {
+            use super::*;
+
+            $(#[test]
+            #[ignore = "needs root"]
+            fn $story() -> Result<()> {
+                super::$story($path)
+            })*
+        }
+    };
+}
+
+on_every_data_path! {
+    every_pod_is_seen_with_the_egress_ip_of_its_namespace
+    a_thousand_connections_carry_a_mebibyte_each_way
+    no_tenant_is_ever_seen_with_the_address_of_another
+    pods_with_the_same_source_port_get_mappings_of_their_own
+    cluster_traffic_is_untouched
+    a_connection_from_outside_to_an_egress_ip_is_refused
+    a_tunnel_source_that_is_no_node_is_dropped
+}
+
+fn every_pod_is_seen_with_the_egress_ip_of_its_namespace(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let _gateway = on.gateway(&rig)?;
     let (tenants, others): (Vec<_>, Vec<_>) =
         rig.pods.iter().partition(|pod| pod.egress_ip.is_some());
     // Those without policy leave with their node's address: they come last, to keep the counters.
@@ -51,11 +106,9 @@ fn every_pod_is_seen_with_the_egress_ip_of_its_namespace() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root"]
-fn a_thousand_connections_carry_a_mebibyte_each_way() -> Result<()> {
-    let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+fn a_thousand_connections_carry_a_mebibyte_each_way(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let gateway = on.gateway(&rig)?;
     let server = TcpServer::start(rig.netns("far"), ANY)?;
     exchange_many(rig.netns("egress-test-1"), FAR, 0..1000, 8, MEBIBYTE)?;
     let peers = server.peers();
@@ -64,14 +117,24 @@ fn a_thousand_connections_carry_a_mebibyte_each_way() -> Result<()> {
     let strangers: Vec<_> = peers.iter().filter(|peer| Some(*peer.ip()) != expected).collect();
     assert!(strangers.is_empty(), "{strangers:?}");
     assert_eq!(rig.untranslated()?, (0, 0));
+    let paths = &gateway.status()?["paths"];
+    let count = |name: &str| paths[name].as_u64().with_context(|| format!("{name} in {paths}"));
+    let there = (count("underlay")? + count("tunnel")?, count("reply_underlay")?);
+    let early = (count("xdp")?, count("reply_xdp")?);
+    match on {
+        DataPath::Tc => assert_eq!(early, (0, 0), "{paths}"),
+        // The rest asks the neighbour table.
+        DataPath::Xdp => {
+            assert!(early.0 > 9 * there.0 && early.1 > 9 * there.1, "{paths}");
+        }
+        DataPath::XdpUnfinished => assert!(there.0 > 0 && there.1 > 0, "{paths}"),
+    }
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root"]
-fn no_tenant_is_ever_seen_with_the_address_of_another() -> Result<()> {
-    let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+fn no_tenant_is_ever_seen_with_the_address_of_another(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let _gateway = on.gateway(&rig)?;
     let server = TcpServer::start(rig.netns("far"), ANY)?;
     let pods = ["egress-test-1", "egress-test-2", "egress-test2-1", "egress-test3-1"];
     // All at once, so that pods ask for the same ports at the same time.
@@ -102,11 +165,9 @@ fn no_tenant_is_ever_seen_with_the_address_of_another() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root"]
-fn pods_with_the_same_source_port_get_mappings_of_their_own() -> Result<()> {
-    let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+fn pods_with_the_same_source_port_get_mappings_of_their_own(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let _gateway = on.gateway(&rig)?;
     let echo = UdpServer::start(rig.netns("far"), ANY)?;
     let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 40_000);
     let mut sockets = Vec::new();
@@ -128,11 +189,9 @@ fn pods_with_the_same_source_port_get_mappings_of_their_own() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root"]
-fn cluster_traffic_is_untouched() -> Result<()> {
-    let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+fn cluster_traffic_is_untouched(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let _gateway = on.gateway(&rig)?;
     for (client, server) in [
         ("egress-test-1", "egress-test-3"),
         ("egress-test-3", "egress-test-1"),
@@ -162,11 +221,9 @@ fn cluster_traffic_is_untouched() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root"]
-fn a_connection_from_outside_to_an_egress_ip_is_refused() -> Result<()> {
-    let rig = Rig::up()?;
-    let _gateway = Gateway::start(&rig)?;
+fn a_connection_from_outside_to_an_egress_ip_is_refused(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let _gateway = on.gateway(&rig)?;
     // A server of the node itself, at all its addresses: it must not be reached by this one.
     let _node = rig.netns(&rig.egress.name).run(|| TcpListener::bind(ANY))??;
     let pod = rig.pod("egress-test-1");
@@ -193,11 +250,9 @@ fn a_connection_from_outside_to_an_egress_ip_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root"]
-fn a_tunnel_source_that_is_no_node_is_dropped() -> Result<()> {
-    let rig = Rig::up()?;
-    let gateway = Gateway::start(&rig)?;
+fn a_tunnel_source_that_is_no_node_is_dropped(on: DataPath) -> Result<()> {
+    let rig = on.rig()?;
+    let gateway = on.gateway(&rig)?;
     let _server = UdpServer::start(rig.netns("far"), ANY)?;
     let capture = Capture::start(rig.netns("far"), "eth0")?;
     let pod = rig.pod("egress-test-1");

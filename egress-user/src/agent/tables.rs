@@ -72,6 +72,7 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
     for (place, cidr) in networks.iter_mut().zip(cluster.iter().chain(&service)) {
         *place = network(*cidr);
     }
+    let veth = identity.uplink.kind.as_deref() == Some("veth");
     let ports = u32::from(config.ports.to) - u32::from(config.ports.from) + 1;
     Ok(Config {
         node: identity.ip.octets(),
@@ -83,8 +84,9 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
             DataPath::Tunnel => data_path::TUNNEL,
             DataPath::Auto | DataPath::Tc | DataPath::Xdp => data_path::TC,
         },
+        xdp_redirect: u8::from(veth),
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
-        unwrap_gso: u8::from(identity.uplink.kind.as_deref() == Some("veth")),
+        unwrap_gso: u8::from(veth),
         stamp: stamp(node.held.stamp)?,
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),

@@ -136,6 +136,21 @@ impl Rig {
         ))
     }
 
+    /// Lets the egress node send from XDP: a veth takes such frames only with GRO at its far end.
+    pub fn take_xdp_frames(&self) -> Result<()> {
+        self.switch().exec(&format!("ethtool -K {} gro on", self.egress.name)).map(drop)
+    }
+
+    /// Makes all pods and hosts send whole frames, as a wire carries them: checksums in place, no
+    /// segmentation left for later.
+    pub fn send_whole_frames(&self) -> Result<()> {
+        let pods = self.pods.iter().map(|pod| &pod.name);
+        for name in pods.chain(self.outside.iter().map(|host| &host.name)) {
+            self.netns(name).exec("ethtool -K eth0 tx off tso off gso off")?;
+        }
+        Ok(())
+    }
+
     /// Counts what leaves the egress node's uplink untranslated, without losing a packet.
     fn watch_uplink(&self) -> Result<()> {
         let Node { name, ip, .. } = &self.egress;
