@@ -5,7 +5,7 @@ use log::info;
 use super::{Agent, node};
 use crate::{
     condition::{Condition, Reason},
-    config::{AgentConfig, DataPath},
+    config::AgentConfig,
     source::files::Input,
 };
 
@@ -64,12 +64,7 @@ pub(super) fn warn_of(config: &AgentConfig) {
     for warning in config.warnings() {
         log::warn!("{warning}");
     }
-    for (key, is_set) in [
-        ("dataPath: xdp", config.data_path == DataPath::Xdp),
-        ("metrics", config.metrics.is_some()),
-    ] {
-        if is_set {
-            log::warn!("{key} is set, but this release does not do anything with it yet");
-        }
+    if config.metrics.is_some() {
+        log::warn!("metrics is set, but this release does not do anything with it yet");
     }
 }
