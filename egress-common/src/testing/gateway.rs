@@ -88,6 +88,8 @@ pub fn config() -> Config {
     let mut config = Config {
         node: NODE,
         vxlan_port: 4789_u16.to_be_bytes(),
+        // A stamp of zero would be on every packet.
+        stamp: [0x5eed_1234, 0x0bad_cafe],
         next_hop_generation: 1,
         tcp_established: ESTABLISHED,
         tcp_transitory: TRANSITORY,

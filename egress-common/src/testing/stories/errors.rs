@@ -4,7 +4,7 @@ use crate::{
     testing::{
         gateway::{
             EGRESS_IP, Gateway, NODE, OTHER_REMOTE, OTHER_TENANT, Outcome, POD, REMOTE, SECOND_POD,
-            TENANT,
+            TENANT, UDP,
         },
         packet::{DONT_FRAGMENT, Datagram, End, Segment, echo, icmp, segment, tcp, udp},
         stories::{same, stories},
@@ -19,6 +19,7 @@ stories![
     an_error_about_an_exchanged_port_is_corrected,
     an_error_quoting_ip_options_is_corrected,
     an_error_keeps_its_mtu_and_extensions,
+    an_error_neither_ends_nor_refreshes_its_flow,
     an_error_about_no_flow_of_ours_is_dropped,
     an_error_to_another_address_than_the_quoted_source_is_dropped,
     an_error_quoting_a_fragment_without_ports_is_dropped,
@@ -111,6 +112,21 @@ fn an_error_keeps_its_mtu_and_extensions(gateway: &mut dyn Gateway) {
     };
     gateway
         .remote_sends(&error(EGRESS_IP, &big(MAPPED, SERVER)), &error(POD, &big(CLIENT, SERVER)));
+}
+
+fn an_error_neither_ends_nor_refreshes_its_flow(gateway: &mut dyn Gateway) {
+    gateway.pod_sends(&udp(CLIENT, SERVER, b"x"), &udp(MAPPED, SERVER, b"x"));
+    gateway.rest(UDP - 100);
+    for code in 0..16 {
+        gateway.remote_sends(
+            &error((3, code), ROUTER, EGRESS_IP, &udp(MAPPED, SERVER, b"x"), 9),
+            &error((3, code), ROUTER, POD, &udp(CLIENT, SERVER, b"x"), 9),
+        );
+    }
+    assert_eq!(gateway.mappings().len(), 1);
+    gateway.rest(100);
+    let found = gateway.arrive(&udp(SERVER, MAPPED, b"y").bytes());
+    assert!(matches!(found, Outcome::Answered(Reason::Refused, _)), "{found:?}");
 }
 
 fn an_error_about_no_flow_of_ours_is_dropped(gateway: &mut dyn Gateway) {

@@ -21,6 +21,8 @@ stories![
     data_and_urgent_flags_and_dscp_pass_unchanged,
     ip_options_stay_and_the_ports_behind_them_are_translated,
     a_whole_connection_keeps_one_flow,
+    a_syn_sent_again_is_the_same_flow,
+    a_simultaneous_open_is_one_flow,
     two_tenants_with_the_same_pod_address_get_their_own_addresses,
     a_tenant_without_a_policy_passes,
     a_tenant_whose_egress_ip_is_unusable_is_dropped,
@@ -77,6 +79,21 @@ fn a_whole_connection_keeps_one_flow(gateway: &mut dyn Gateway) {
     for flags in [SYN, ACK, ACK, FIN | ACK, ACK] {
         gateway.pod_sends(&tcp(CLIENT, SERVER, flags), &tcp(MAPPED, SERVER, flags));
         gateway.remote_sends(&tcp(SERVER, MAPPED, flags | ACK), &tcp(SERVER, CLIENT, flags | ACK));
+    }
+    assert_eq!(gateway.mappings(), [tcp_mapping(TENANT, CLIENT, SERVER, MAPPED)]);
+}
+
+fn a_syn_sent_again_is_the_same_flow(gateway: &mut dyn Gateway) {
+    for _ in 0..3 {
+        gateway.pod_sends(&tcp(CLIENT, SERVER, SYN), &tcp(MAPPED, SERVER, SYN));
+    }
+    assert_eq!(gateway.mappings(), [tcp_mapping(TENANT, CLIENT, SERVER, MAPPED)]);
+}
+
+fn a_simultaneous_open_is_one_flow(gateway: &mut dyn Gateway) {
+    for flags in [SYN, SYN | ACK, ACK] {
+        gateway.pod_sends(&tcp(CLIENT, SERVER, flags), &tcp(MAPPED, SERVER, flags));
+        gateway.remote_sends(&tcp(SERVER, MAPPED, flags), &tcp(SERVER, CLIENT, flags));
     }
     assert_eq!(gateway.mappings(), [tcp_mapping(TENANT, CLIENT, SERVER, MAPPED)]);
 }
