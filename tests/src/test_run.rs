@@ -2,6 +2,8 @@
 //! `BPF_PROG_TEST_RUN`. No packet enters a device.
 //!
 //! Surprising: the kernel's clock cannot be set, so time passes by making every flow older.
+pub mod xdp;
+
 use std::{cell::RefCell, rc::Rc};
 
 use anyhow::{Context as _, Result};
@@ -11,8 +13,8 @@ use aya::{
 };
 use egress_common::{
     abi::{
-        Config, FragmentKey, FragmentOwner, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord,
-        Slot,
+        Config, FragmentKey, FragmentOwner, OriginalKey, OriginalRecord, Path, ReplyKey,
+        ReplyRecord, Slot,
     },
     mark::{Layout, mark},
     reason::Reason,
@@ -26,6 +28,8 @@ use egress_user::bpf::{DataPlane, Hook, Maps, Plain};
 
 /// Of the link layer's header, which the programs want to see and the stories do not.
 const ETH_LEN: usize = 14;
+/// A pod's address and the gateway's; which is of no meaning here.
+const ETHERNET: [u8; ETH_LEN] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
 /// Of `struct __sk_buff`, of which only the mark is filled in.
 const CONTEXT_LEN: usize = 192;
 const MARK_AT: usize = 8;
@@ -37,7 +41,10 @@ const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
 
 /// The loaded programs, of which one gateway after the other is made.
-pub struct Programs(Rc<RefCell<Loaded>>);
+pub struct Programs {
+    loaded: Rc<RefCell<Loaded>>,
+    uplink: u32,
+}
 
 struct Loaded {
     data_plane: DataPlane,
@@ -45,14 +52,18 @@ struct Loaded {
 }
 
 impl Programs {
-    pub fn new(data_plane: DataPlane) -> Result<Self> {
+    /// With the uplink of this number: the programs look for next hops there.
+    pub fn new(data_plane: DataPlane, uplink: u32) -> Result<Self> {
         let maps = data_plane.maps()?;
-        Ok(Self(Rc::new(RefCell::new(Loaded { data_plane, maps }))))
+        Ok(Self { loaded: Rc::new(RefCell::new(Loaded { data_plane, maps })), uplink })
     }
 
     /// A gateway with the stories' policies and settings, and without flows.
     pub fn fresh(&self) -> Result<TestRunGateway> {
-        let mut gateway = TestRunGateway { loaded: self.0.clone(), config: config() };
+        // As the agent does: the guard looks at what bears no stamp.
+        let config = Config { stamp: [1, 1], ..config() };
+        let mut gateway =
+            TestRunGateway { loaded: self.loaded.clone(), config, uplink: self.uplink };
         gateway.clear()?;
         gateway.enter(gateway.config)?;
         for (vnid, action, egress_ip) in POLICIES {
@@ -66,6 +77,7 @@ impl Programs {
 pub struct TestRunGateway {
     loaded: Rc<RefCell<Loaded>>,
     config: Config,
+    uplink: u32,
 }
 
 impl TestRunGateway {
@@ -108,11 +120,32 @@ impl TestRunGateway {
         Reason::ALL.iter().map(count).collect()
     }
 
-    fn run(&mut self, hook: Hook, mark: u32, packet: &[u8]) -> Result<Outcome> {
+    /// The first reason that was counted since.
+    fn counted_since(&self, before: &[u64]) -> Option<Reason> {
+        let counted = Reason::ALL.iter().zip(before.iter().zip(self.reasons()));
+        counted
+            .filter(|(_, (before, after))| **before != *after)
+            .map(|((reason, _), _)| *reason)
+            .next()
+    }
+
+    /// Frames sent on XDP so far: originals and replies.
+    fn sent_on_xdp(&self) -> (u64, u64) {
+        let paths = &self.loaded.borrow().maps.paths;
+        let count = |path: Path| -> u64 {
+            let values = paths.get(&(path as u32), 0).expect("every path has a counter");
+            values.iter().sum()
+        };
+        (count(Path::Xdp), count(Path::ReplyXdp))
+    }
+
+    fn run(&self, hook: Hook, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.run_frame(hook, mark, &[&ETHERNET[..], packet].concat())
+    }
+
+    /// What becomes of a frame; outcomes are of the packet in it.
+    fn run_frame(&self, hook: Hook, mark: u32, frame: &[u8]) -> Result<Outcome> {
         let before = self.reasons();
-        // A pod's address and the gateway's; which is of no meaning here.
-        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
-        frame.extend(packet);
         let mut context = [0; CONTEXT_LEN];
         context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
         let mut out = vec![0; frame.len() + 256];
@@ -125,7 +158,7 @@ impl TestRunGateway {
                 .with_context(|| format!("the object has no program {hook}"))?
                 .try_into()?;
             program.test_run(TestRunOptions {
-                data_in: Some(&frame),
+                data_in: Some(frame),
                 data_out: Some(&mut out),
                 ctx_in: Some(&context),
                 ..TestRunOptions::default()
@@ -133,15 +166,10 @@ impl TestRunGateway {
         };
         out.truncate(result.data_size_out as usize);
         let after = out.split_off(ETH_LEN);
-        let counted = Reason::ALL.iter().zip(before.iter().zip(self.reasons()));
-        let reason = counted
-            .filter(|(_, (before, after))| **before != *after)
-            .map(|((reason, _), _)| *reason)
-            .next();
-        Ok(match (result.return_value, reason) {
+        Ok(match (result.return_value, self.counted_since(&before)) {
             (DROP, Some(reason)) => Outcome::Dropped(reason),
             (DROP, None) => anyhow::bail!("a packet was dropped and not counted"),
-            (PASS, None) if after == packet => Outcome::Passed,
+            (PASS, None) if after == frame[ETH_LEN..] => Outcome::Passed,
             (_, None) => Outcome::Sent(after),
             (_, Some(reason)) => Outcome::Answered(reason, after),
         })
@@ -244,7 +272,8 @@ impl Gateway for TestRunGateway {
         let before = slots.get(&index, 0).expect("read a slot").0.egress_ip;
         // Not in use is as good as removed.
         let _ = egress_ips.remove(&before);
-        let slot = Slot { vnid, egress_ip, action, uplink: 1, ..bytemuck::Zeroable::zeroed() };
+        let slot =
+            Slot { vnid, egress_ip, action, uplink: self.uplink, ..bytemuck::Zeroable::zeroed() };
         slots.set(index, Plain(slot), 0).expect("set a slot");
         policy.insert(vnid, index, 0).expect("set a policy");
         if egress_ip != [0; 4] {
