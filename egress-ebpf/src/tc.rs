@@ -144,7 +144,9 @@ impl Skb {
     #[inline(always)]
     pub fn is_stamped(&self, stamp: [u32; 2]) -> bool {
         // SAFETY: fields of the program's own context.
-        unsafe { (*self.skb).cb[0] == stamp[0] && (*self.skb).cb[1] == stamp[1] }
+        let word = unsafe { [(*self.skb).cb[0], (*self.skb).cb[1]] };
+        // Before the agent has chosen a stamp nothing is stamped.
+        stamp[0] != 0 && word == stamp
     }
 
     #[inline(always)]

@@ -68,6 +68,8 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
         // Whoever was quicker did the same.
         let _ = maps.flows_reply.remove(&Plain(reply));
         let _ = maps.flows_original.remove(&original);
+        // The bitmap of a crowded destination would keep the port taken: it is learnt anew.
+        let _ = maps.crowds.remove(&Plain(ReplyKey { egress_port: [0, 0], ..reply }));
     }
     correct_usage(maps, &by_slot)?;
     for key in orphans {

@@ -104,6 +104,7 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         cluster_networks: cluster.len() as u32,
         network_count: count as u32,
         networks,
+        places: config.flows.max.saturating_mul(2),
         ..Config::zeroed()
     })
 }
