@@ -309,7 +309,7 @@ fn changed_settings_are_taken_over_or_wait_for_a_restart_by_name() -> Result<()>
 fn who_finds_no_room_is_dropped_and_never_let_out() -> Result<()> {
     let rig = Rig::up()?;
     let netns = rig.netns(&rig.egress.name);
-    let config = config() + "policies: {max: 2}\n";
+    let config = config().replace("max: 16384", "max: 2");
     let mut gateway = Gateway::new(netns, &config, CLUSTER_OBJECTS)?;
     gateway.run_agent()?;
     let status = gateway.status()?;
