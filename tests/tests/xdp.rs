@@ -56,6 +56,24 @@ fn replies_on_xdp(gateway: &Gateway) -> Result<u64> {
     gateway.status()?["paths"]["reply_xdp"].as_u64().context("the path reply_xdp is counted")
 }
 
+#[test]
+#[ignore = "needs root"]
+fn frames_too_big_for_the_driver_run_generic() -> Result<()> {
+    let rig = Rig::up()?;
+    rig.take_xdp_frames()?;
+    rig.send_whole_frames()?;
+    let netns = rig.netns(&rig.egress.name);
+    rig.switch().ip(&format!("link set {} mtu 9000\n", rig.egress.name))?;
+    netns.ip(&format!("link set {UPLINK} mtu 9000\n"))?;
+    let gateway = Gateway::start_on(&rig, "xdp-generic")?;
+    let server = TcpServer::start(rig.netns("far"), FAR)?;
+    let before = replies_on_xdp(&gateway)?;
+    rig.netns(POD).run(|| tcp_exchange(FAR, 1, 1 << 20))??;
+    assert_eq!(server.peer(1).map(|peer| *peer.ip()), rig.pod(POD).egress_ip);
+    assert!(replies_on_xdp(&gateway)? > before, "nothing went by XDP");
+    Ok(())
+}
+
 /// The agent starts on tc with this condition, and traffic goes.
 fn is_refused(rig: &Rig, why: &str) -> Result<()> {
     let netns = rig.netns(&rig.egress.name);
