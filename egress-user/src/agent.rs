@@ -55,7 +55,9 @@ use status::{Status, StatusFile};
 
 /// Between two full rounds that nothing asked for.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Between two looks at the attached programs and the files.
+/// Between two looks at the files: a few `stat` calls, and a change is in force soon after.
+const FILES: Duration = Duration::from_millis(20);
+/// Between two looks at the attached programs.
 const LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow tables.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -120,6 +122,7 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
     let mut agent = Agent::start(settings, watched, input).await?;
     agent.round().await;
     let mut ready = false;
+    let mut files = ticker(FILES);
     let mut look = ticker(LOOK);
     let mut resync = ticker(RESYNC);
     let mut sweeping = ticker(SWEEP);
@@ -140,6 +143,9 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
                     agent.resync().await;
                 }
             }
+            _ = files.tick() => if agent.reload() {
+                agent.round().await;
+            },
             _ = look.tick() => agent.look().await,
             _ = resync.tick() => agent.resync().await,
             _ = sweeping.tick() => agent.sweep(),
@@ -430,17 +436,16 @@ impl Agent {
         }
     }
 
-    /// The cheap look: files, attached programs, what the programs logged.
+    /// The cheap look: attached programs, and what the programs logged.
     async fn look(&mut self) {
         self.data_plane.flush_log();
-        let mut wanted = self.reload();
         let mut missing = false;
         for (hook, interface) in self.places() {
             missing |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
         }
         // Mended at once; what cannot be mended is not tried at every look.
         let now = Instant::now();
-        wanted |= missing && self.mend.at().is_none_or(|at| at <= now);
+        let wanted = missing && self.mend.at().is_none_or(|at| at <= now);
         self.mend.note(missing, now, retry::chance());
         if wanted {
             self.resync().await;

@@ -77,10 +77,12 @@ impl<'a> Gateway<'a> {
         Ok(gateway)
     }
 
-    /// As [`Gateway::start`], with this `dataPath`; it is in force, or that is an error.
+    /// As [`Gateway::start`], with this `dataPath` (`xdp-generic`: `xdp`); it is in force, or that
+    /// is an error.
     pub fn start_on(rig: &'a Rig, data_path: &str) -> Result<Self> {
         let netns = rig.netns(&rig.egress.name);
-        let mut gateway = Self::new(netns, &config_with(data_path), objects::CLUSTER_OBJECTS)?;
+        let config = config_with(data_path.trim_end_matches("-generic"));
+        let mut gateway = Self::new(netns, &config, objects::CLUSTER_OBJECTS)?;
         gateway.run_agent()?;
         let in_force = &gateway.status()?["dataPath"];
         ensure!(in_force["path"] == data_path, "in force is {in_force}");

@@ -2,6 +2,7 @@
 pub mod bench;
 pub mod gateway;
 pub mod lone;
+pub mod mutation;
 pub mod netns;
 pub mod ovs;
 pub mod report;

@@ -9,6 +9,7 @@ use egress_common::testing::{
     stories,
 };
 use egress_tests::{
+    mutation::Chance,
     netns::Netns,
     test_run::{
         Programs,
@@ -149,38 +150,5 @@ fn egress_ip(vnid: &[u8]) -> [u8; 4] {
         TENANT => EGRESS_IP,
         OTHER_TENANT => OTHER_EGRESS_IP,
         vnid => panic!("VNID {vnid:#x} has no egress IP"),
-    }
-}
-
-/// Chance that comes out the same every time.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 16) as usize % limit
-    }
-
-    /// Changes a few bytes, mostly of the headers; sometimes cuts the frame or makes it longer.
-    fn mutate(&mut self, frame: &mut Vec<u8>) {
-        for _ in 0..=self.below(3) {
-            let at = self.below(frame.len());
-            frame[at] = match self.below(3) {
-                0 => self.next() as u8,
-                1 => frame[at] ^ 1 << self.below(8),
-                _ => [0, 0xff, 1, 0x7f, 0x80][self.below(5)],
-            };
-        }
-        match self.below(8) {
-            0 => frame.truncate(ETH_LEN + self.below(frame.len() - ETH_LEN)),
-            1 => frame.resize(frame.len() + self.below(64), 0xa5),
-            _ => {}
-        }
     }
 }

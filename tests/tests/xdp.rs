@@ -2,17 +2,28 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
 };
 
 use anyhow::{Context as _, Result};
 use aya::programs::XdpMode;
+use egress_common::{
+    testing::packet::{tcp, udp},
+    wire::tcp::{ACK, SYN},
+};
 use egress_tests::{
     gateway::Gateway,
+    mutation::Chance,
     rig::{Rig, objects, topology::UPLINK},
+    test_run::xdp::in_vxlan,
     traffic::{Download, TcpServer, tcp_exchange},
 };
 use egress_user::bpf::{BPFFS, DataPlane, Sizes};
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket},
+};
 
 const FAR: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 10), 7000);
 const POD: &str = "egress-test-1";
@@ -54,6 +65,87 @@ fn a_thousand_connections_live_through_a_change_to_tc_and_back() -> Result<()> {
 
 fn replies_on_xdp(gateway: &Gateway) -> Result<u64> {
     gateway.status()?["paths"]["reply_xdp"].as_u64().context("the path reply_xdp is counted")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn frames_too_big_for_the_driver_run_generic() -> Result<()> {
+    let rig = Rig::up()?;
+    rig.take_xdp_frames()?;
+    rig.send_whole_frames()?;
+    let netns = rig.netns(&rig.egress.name);
+    rig.switch().ip(&format!("link set {} mtu 9000\n", rig.egress.name))?;
+    netns.ip(&format!("link set {UPLINK} mtu 9000\n"))?;
+    let gateway = Gateway::start_on(&rig, "xdp-generic")?;
+    let server = TcpServer::start(rig.netns("far"), FAR)?;
+    let before = replies_on_xdp(&gateway)?;
+    rig.netns(POD).run(|| tcp_exchange(FAR, 1, 1 << 20))??;
+    assert_eq!(server.peer(1).map(|peer| *peer.ip()), rig.pod(POD).egress_ip);
+    assert!(replies_on_xdp(&gateway)? > before, "nothing went by XDP");
+    Ok(())
+}
+
+const MUTANTS: u32 = 1_000_000;
+
+#[test]
+#[ignore = "needs root"]
+fn a_million_mutated_frames_let_no_pods_address_out_and_hurt_nobody() -> Result<()> {
+    let rig = Rig::up()?;
+    rig.take_xdp_frames()?;
+    rig.send_whole_frames()?;
+    let gateway = Gateway::start_on(&rig, "xdp")?;
+    let server = TcpServer::start(rig.netns("far"), FAR)?;
+    let pod = rig.pod(POD);
+    let ethernet = [mac(&rig.egress.mac)?, mac(&rig.source.mac)?].concat();
+    let (client, remote) = ((pod.ip.octets(), 40_001), (FAR.ip().octets(), FAR.port()));
+    let frames: Vec<Vec<u8>> =
+        [tcp(client, remote, SYN), tcp(client, remote, ACK), udp(client, remote, b"?")]
+            .iter()
+            .map(|packet| {
+                let mut frame = in_vxlan(pod.vnid, &packet.bytes());
+                frame[..12].copy_from_slice(&ethernet);
+                frame
+            })
+            .collect();
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    rig.netns(&rig.source.name).run(|| -> Result<()> {
+        let wire = packet_socket()?;
+        for _ in 0..MUTANTS {
+            let mut frame = frames[chance.below(frames.len())].clone();
+            chance.mutate(&mut frame);
+            // Of the same tenant: one without a policy is the node's own business.
+            if let Some(vnid) = frame.get_mut(46..49) {
+                vnid.copy_from_slice(&pod.vnid.to_be_bytes()[1..]);
+            }
+            // What the device refuses is no frame.
+            let _ = send(wire.as_raw_fd(), &frame, MsgFlags::empty());
+        }
+        Ok(())
+    })??;
+    rig.netns(POD).run(|| tcp_exchange(FAR, 1, 1 << 20))??;
+    assert_eq!(server.peer(1).map(|peer| *peer.ip()), pod.egress_ip);
+    let status = gateway.status()?;
+    let drops = status["drops"].as_object().context("drops")?;
+    let dropped: u64 = drops.values().filter_map(serde_json::Value::as_u64).sum();
+    println!("{} {}", status["drops"], status["paths"]);
+    assert!(dropped > 0 && status["paths"]["xdp"].as_u64() > Some(0));
+    assert_eq!(rig.untranslated()?.0, 0);
+    Ok(())
+}
+
+fn mac(text: &str) -> Result<Vec<u8>> {
+    text.split(':').map(|byte| Ok(u8::from_str_radix(byte, 16)?)).collect()
+}
+
+/// Sends whole frames out of the uplink of this thread's namespace.
+fn packet_socket() -> Result<OwnedFd> {
+    let address = getifaddrs()?
+        .filter(|interface| interface.interface_name == UPLINK)
+        .find_map(|interface| interface.address?.as_link_addr().copied())
+        .context("the uplink has a link-layer address")?;
+    let wire = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)?;
+    bind(wire.as_raw_fd(), &address)?;
+    Ok(wire)
 }
 
 /// The agent starts on tc with this condition, and traffic goes.
