@@ -21,7 +21,7 @@ use crate::{
     arp::socket::ArpSocket,
     bpf::{DataPlane, Maps, Sizes, fit},
     condition::{Condition, Reason},
-    config::AgentConfig,
+    config::{AgentConfig, DataPath},
     identity::Identity,
     model::Objects,
     netlink::{Netlink, subscription::Subscription},
@@ -56,7 +56,7 @@ use status::{Status, StatusFile};
 /// Between two full rounds that nothing asked for.
 const RESYNC: Duration = Duration::from_secs(30);
 /// Between two looks at the files: a few `stat` calls, and a change is in force soon after.
-const FILES: Duration = Duration::from_millis(20);
+const FILES: Duration = Duration::from_millis(10);
 /// Between two looks at the attached programs.
 const LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow tables.
@@ -323,10 +323,11 @@ impl Agent {
 
     /// In stack mode the node's own NAT is kept away from what the uplink's egress translates.
     async fn exempt(&mut self, conditions: &mut Vec<Condition>) {
-        let marks = tables::exempted(&self.config, &self.plan_without(&self.conflicts));
-        if marks.is_none() && !self.exempts {
+        let wanted = self.config.data_path == DataPath::Stack;
+        if !wanted && !self.exempts {
             return;
         }
+        let marks = wanted.then(|| tables::marks(&self.plan_without(&self.conflicts)));
         match masquerade::reconcile(marks.as_ref()).await {
             Ok(_) => self.exempts = marks.is_some(),
             Err(error) => conditions.push(failed("Agent/masquerade", &error)),

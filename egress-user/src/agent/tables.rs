@@ -191,10 +191,9 @@ pub fn dropped(dropped: &Dropped, config: &AgentConfig) -> Vec<Condition> {
     no_room.chain(unread).collect()
 }
 
-/// The marks that the node's own NAT is kept away from: only where the stack forwards.
-pub fn exempted(config: &AgentConfig, plan: &Plan) -> Option<BTreeSet<u32>> {
-    (config.data_path == DataPath::Stack)
-        .then(|| plan.policies.iter().map(|policy| policy.mark).collect())
+/// The marks of all VNIDs that ask for egress IPs.
+pub fn marks(plan: &Plan) -> BTreeSet<u32> {
+    plan.policies.iter().map(|policy| policy.mark).collect()
 }
 
 /// The egress IPs as they shall be on the uplink.
