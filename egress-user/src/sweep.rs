@@ -1,6 +1,6 @@
 //! Removes flows that have rested too long. The programs take over the ports of expired flows
 //! themselves; the sweep gives back the room that nobody asks for.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use egress_common::{
@@ -25,17 +25,20 @@ pub fn now() -> Result<u32> {
     Ok((nanoseconds >> TICK_SHIFT) as u32)
 }
 
-/// Walks over the flows from their original's half, and over replies that have lost theirs.
+/// Walks over the flows from their original's half, and over replies that have lost theirs. A flow
+/// whose tunnel source is no node any more ends too: the programs ask only when a flow begins.
 pub fn sweep(maps: &mut Maps) -> Result<Swept> {
     let config = maps.config.get(&0, 0).context("read the map config")?.0;
     let now = now()?;
     let mut swept = Swept::default();
     let mut gone = Vec::new();
     let mut by_slot = BTreeMap::new();
+    let nodes: BTreeSet<[u8; 4]> = maps.nodes.keys().flatten().chain([[0; 4]]).collect();
     for entry in maps.flows_original.iter() {
         // An entry that vanishes under the walk is no error: the programs are at work meanwhile.
         let Ok((key, flow)) = entry else { continue };
-        match is_over(maps, &config, &key.0, &flow.0, now) {
+        let homeless = !nodes.contains(&flow.0.node);
+        match homeless || is_over(maps, &config, &key.0, &flow.0, now) {
             true => gone.push((key, reply_key(&key.0, &flow.0))),
             false => {
                 swept.live += 1;

@@ -1,7 +1,7 @@
 //! The agent's life under traffic: killed, started again, given other objects, stopped.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -99,6 +99,31 @@ fn a_changed_egress_ip_is_served_without_a_restart() -> Result<()> {
         uplink_addresses(&rig).is_ok_and(|addresses| !addresses.contains(&"10.0.0.11/24".into()))
     });
     assert!(released, "10.0.0.11 is still on the uplink");
+    assert_eq!(rig.untranslated()?, (0, 0));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_node_that_is_none_any_more_loses_its_flows_too() -> Result<()> {
+    let rig = Rig::up()?;
+    let gateway = Gateway::start(&rig)?;
+    let _server = UdpServer::start(rig.netns("far"), FAR)?;
+    let pod = rig.netns("egress-test-1");
+    // One socket, so one flow: it is established when its node goes.
+    let socket = pod.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    socket.connect(FAR)?;
+    pod.run(|| udp_exchange(FAR, 0, 8))??;
+    socket.send(&[0; 24])?;
+    let renumbered = objects::CLUSTER_OBJECTS.replace("hostIP: 10.0.0.3\n", "hostIP: 10.0.0.33\n");
+    assert_ne!(renumbered, objects::CLUSTER_OBJECTS);
+    gateway.write_objects(&renumbered)?;
+    let dropped = wait_until(DEADLINE, || {
+        socket.send(&[0; 24]).is_ok()
+            && gateway.status().is_ok_and(|status| status["drops"]["unknown_node"] != 0)
+    });
+    assert!(dropped, "{}", gateway.status()?);
     assert_eq!(rig.untranslated()?, (0, 0));
     Ok(())
 }

@@ -15,7 +15,10 @@ use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use egress_common::abi::{Config, NodeHop, Slot, SlotCounters, UsageRecord, action};
 
-use crate::bpf::{Maps, Plain};
+use crate::{
+    bpf::{Maps, Plain},
+    sweep::sweep,
+};
 
 /// What the maps shall hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -128,6 +131,10 @@ fn reconcile_nodes(maps: &mut Maps, desired: &BTreeSet<Ipv4Addr>) -> Result<()> 
         maps.nodes
             .remove(&node.octets())
             .with_context(|| format!("remove node {node} from the map nodes"))?;
+    }
+    if !change.remove.is_empty() {
+        // Its flows go with it.
+        sweep(maps)?;
     }
     Ok(())
 }
