@@ -8,7 +8,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, bpf_tunnel_key, xdp_action},
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_tunnel_key, xdp_action},
     helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_get_tunnel_key, bpf_xdp_load_bytes},
     macros::{classifier, map, xdp},
     maps::{Array, PerCpuArray},
@@ -269,7 +269,8 @@ pub fn mark_tunnel(ctx: TcContext) -> i32 {
 pub fn mark_gateway(ctx: TcContext) -> i32 {
     let Ok(mac) = ctx.load::<[u8; 4]>(8) else { return TC_ACT_SHOT };
     ctx.set_mark(u32::from_be_bytes(mac) & 0x00ff_ffff);
-    TC_ACT_OK
+    // Go on: the program under test comes behind this one.
+    TC_ACT_UNSPEC
 }
 
 #[panic_handler]

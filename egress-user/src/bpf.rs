@@ -79,6 +79,16 @@ impl Hook {
         }
     }
 
+    /// Before other programs, one of which could end the chain and so let a packet by. Only on the
+    /// gateway device behind them: who marks packets there comes first, and the guard is still to
+    /// come.
+    fn order(self) -> LinkOrder {
+        match self {
+            Self::GatewayIngress => LinkOrder::last(),
+            _ => LinkOrder::first(),
+        }
+    }
+
     fn direction(self) -> TcAttachType {
         match self {
             Self::UplinkEgress => TcAttachType::Egress,
@@ -175,7 +185,7 @@ impl DataPlane {
                 .attach_with_options(
                     interface,
                     hook.direction(),
-                    TcAttachOptions::TcxOrder(LinkOrder::first()),
+                    TcAttachOptions::TcxOrder(hook.order()),
                 )
                 .with_context(what)?,
         };
