@@ -25,7 +25,7 @@ use crate::{
     identity::Identity,
     model::Objects,
     netlink::{Netlink, subscription::Subscription},
-    ovs::{Ovs, Presence, watch::Watch},
+    ovs::{Ovs, watch::Watch},
     plan::{Facts, Health, Mode, OvsPorts, Plan, Previous, plan},
     reconcile::{
         addresses::{self, Outcome},
@@ -39,6 +39,7 @@ use crate::{
     sweep::sweep,
 };
 
+mod bridge;
 mod claim;
 pub mod lock;
 mod node;
@@ -307,20 +308,6 @@ impl Agent {
         plan(&self.objects, &facts, &Health::default(), &Previous::default(), &mode)
     }
 
-    async fn observe_ovs(&mut self, conditions: &mut Vec<Condition>) {
-        let Some(ovs) = &self.ovs else { return };
-        match ovs.presence().await {
-            Ok(Presence::Present(facts)) => self.ovs_facts = Some(facts),
-            Ok(Presence::Absent(why)) => {
-                self.ovs_facts = None;
-                if self.config.ovs.enabled == crate::config::Enabled::Yes {
-                    conditions.push(Condition::new("Agent/ovs", Reason::NoOpenVSwitch, why));
-                }
-            }
-            Err(error) => conditions.push(failed("Agent/ovs", &error)),
-        }
-    }
-
     /// In stack mode the node's own NAT is kept away from what the uplink's egress translates.
     async fn exempt(&mut self, conditions: &mut Vec<Condition>) {
         let wanted = self.config.data_path == DataPath::Stack;
@@ -350,7 +337,8 @@ impl Agent {
             identity: &self.identity,
             devices: &self.devices,
             ovs: self.ovs_facts.as_ref(),
-            held: &held,
+            generation: held.next_hop_generation,
+            stamp: node::stamp(held.stamp)?,
         })?;
         maps::configure(&mut self.maps, &config)?;
         Ok(())
@@ -392,36 +380,6 @@ impl Agent {
 
     fn places(&self) -> Vec<attachments::Place> {
         self.devices.places(&self.identity)
-    }
-
-    async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
-        let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else {
-            self.ovs_held = None;
-            return;
-        };
-        let done = async {
-            let desired = flows::Desired::parse(&plan.flows, &plan.groups)?;
-            flows::reconcile(ovs, &desired).await
-        };
-        match done.await {
-            Ok(outcome) => {
-                self.ovs_held = Some(outcome.held);
-                for conflict in outcome.conflicts {
-                    let object = conflict
-                        .vnid
-                        .map_or_else(|| "Agent/ovs".to_owned(), |vnid| format!("VNID/{vnid}"));
-                    let message = format!(
-                        "the bridge holds a flow of another owner, {}: ours is {} ({:?})",
-                        conflict.foreign, conflict.wanted, conflict.kind
-                    );
-                    conditions.push(Condition::new(object, Reason::Conflict, message));
-                }
-            }
-            Err(error) => {
-                self.ovs_held = None;
-                conditions.push(failed("Agent/ovs", &error));
-            }
-        }
     }
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {

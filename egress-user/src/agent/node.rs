@@ -1,5 +1,7 @@
 //! What this node is and has: its identity, its devices, its Open vSwitch.
-use anyhow::Result;
+use std::{fs::File, io::Read};
+
+use anyhow::{Context, Result};
 
 use crate::{
     bpf::Hook,
@@ -92,4 +94,17 @@ pub fn announcing(config: &AgentConfig) -> AnnounceSettings {
 pub fn ovs(config: &AgentConfig) -> Option<Ovs> {
     let gateway = config.gateway.as_deref().unwrap_or("tun0");
     (config.ovs.enabled != Enabled::No).then(|| Ovs::from_env(&config.ovs.bridge, gateway))
+}
+
+/// The stamp in force, or a new one. Random, so that no other program's word equals it.
+pub fn stamp(held: [u32; 2]) -> Result<[u32; 2]> {
+    if held != [0, 0] {
+        return Ok(held);
+    }
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .context("read a random number from /dev/urandom")?;
+    let [a, b, c, d, e, f, g, h] = bytes;
+    Ok([u32::from_ne_bytes([a, b, c, d]) | 1, u32::from_ne_bytes([e, f, g, h])])
 }

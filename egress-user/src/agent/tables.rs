@@ -1,8 +1,7 @@
-//! From a plan and a node to what the maps and the uplink shall hold. Pure but for a
-//! random number.
-use std::{collections::BTreeSet, fs::File, io::Read, net::Ipv4Addr, time::Duration};
+//! From a plan and a node to what the maps and the uplink shall hold. Pure.
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use egress_common::{
     abi::{Config, MAX_NETWORKS, Network, TICK_SHIFT, data_path},
@@ -33,8 +32,10 @@ pub struct Node<'a> {
     pub identity: &'a Identity,
     pub devices: &'a Devices,
     pub ovs: Option<&'a ovs::Facts>,
-    /// What the maps hold: generation and stamp outlive an agent.
-    pub held: &'a Config,
+    /// Of cached next hops; it outlives an agent.
+    pub generation: u32,
+    /// For the guard; it outlives an agent too.
+    pub stamp: [u32; 2],
 }
 
 /// The networks that are left untouched, those of pods first.
@@ -87,13 +88,13 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         xdp_redirect: u8::from(veth),
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
         unwrap_gso: u8::from(veth),
-        stamp: stamp(node.held.stamp)?,
+        stamp: node.stamp,
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
         uplink: identity.uplink.index,
         // Outer IPv4, UDP and VXLAN headers, and the inner link-layer header.
         tunnel_mtu: identity.uplink.mtu.saturating_sub(50),
-        next_hop_generation: node.held.next_hop_generation.max(1),
+        next_hop_generation: node.generation.max(1),
         tcp_established: ticks(config.timeouts.tcp_established),
         tcp_transitory: ticks(config.timeouts.tcp_transitory),
         udp: ticks(config.timeouts.udp),
@@ -107,19 +108,6 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         places: config.flows.max.saturating_mul(2),
         ..Config::zeroed()
     })
-}
-
-/// The stamp in force, or a new one. Random, so that no other program's word equals it.
-fn stamp(held: [u32; 2]) -> Result<[u32; 2]> {
-    if held != [0, 0] {
-        return Ok(held);
-    }
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut bytes))
-        .context("read a random number from /dev/urandom")?;
-    let [a, b, c, d, e, f, g, h] = bytes;
-    Ok([u32::from_ne_bytes([a, b, c, d]) | 1, u32::from_ne_bytes([e, f, g, h])])
 }
 
 fn network(cidr: Cidr) -> Network {

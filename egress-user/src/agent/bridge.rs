@@ -1,0 +1,55 @@
+//! Open vSwitch's bridge: what it tells of itself, and our flows on it.
+use super::{Agent, failed};
+use crate::{
+    condition::{Condition, Reason},
+    config::Enabled,
+    ovs::Presence,
+    plan::Plan,
+    reconcile::flows,
+};
+
+impl Agent {
+    pub(super) async fn observe_ovs(&mut self, conditions: &mut Vec<Condition>) {
+        let Some(ovs) = &self.ovs else { return };
+        match ovs.presence().await {
+            Ok(Presence::Present(facts)) => self.ovs_facts = Some(facts),
+            Ok(Presence::Absent(why)) => {
+                self.ovs_facts = None;
+                if self.config.ovs.enabled == Enabled::Yes {
+                    conditions.push(Condition::new("Agent/ovs", Reason::NoOpenVSwitch, why));
+                }
+            }
+            Err(error) => conditions.push(failed("Agent/ovs", &error)),
+        }
+    }
+
+    pub(super) async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
+        let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else {
+            self.ovs_held = None;
+            return;
+        };
+        let done = async {
+            let desired = flows::Desired::parse(&plan.flows, &plan.groups)?;
+            flows::reconcile(ovs, &desired).await
+        };
+        match done.await {
+            Ok(outcome) => {
+                self.ovs_held = Some(outcome.held);
+                for conflict in outcome.conflicts {
+                    let object = conflict
+                        .vnid
+                        .map_or_else(|| "Agent/ovs".to_owned(), |vnid| format!("VNID/{vnid}"));
+                    let message = format!(
+                        "the bridge holds a flow of another owner, {}: ours is {} ({:?})",
+                        conflict.foreign, conflict.wanted, conflict.kind
+                    );
+                    conditions.push(Condition::new(object, Reason::Conflict, message));
+                }
+            }
+            Err(error) => {
+                self.ovs_held = None;
+                conditions.push(failed("Agent/ovs", &error));
+            }
+        }
+    }
+}
