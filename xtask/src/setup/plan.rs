@@ -15,13 +15,14 @@ const fn package(name: &'static str, command: &'static str, purpose: &'static st
 }
 
 /// What rigs, tests and demonstration start.
-pub const RIG: [Package; 10] = [
+pub const RIG: [Package; 11] = [
     package("iproute2", "ip", "namespaces, links and routes of the rigs"),
     package("procps", "sysctl", "kernel settings of the rigs' nodes"),
     package("iputils-ping", "ping", "ICMP of the rigs' pods"),
     package("iputils-arping", "arping", "what announcements are compared with"),
     package("iptables", "iptables", "OpenShift's way out, which tests compare with"),
     package("nftables", "nft", "the same, and packet filters of the rigs"),
+    package("conntrack", "conntrack", "what the kernel has translated: looked at and flushed"),
     package("ethtool", "ethtool", "offloads of the rigs' links"),
     package("tcpdump", "tcpdump", "a look at the wire"),
     package("iperf3", "iperf3", "load"),
