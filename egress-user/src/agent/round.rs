@@ -1,0 +1,83 @@
+//! One whole round: look, ask the planner, let the reconcilers do it, tell.
+use std::{collections::BTreeSet, time::Instant};
+
+use log::{error, warn};
+
+use super::{Agent, failed, retry, sources, status::Status, tables};
+use crate::{
+    condition::{Condition, Reason},
+    config::DataPath,
+    plan::Plan,
+    reconcile::{masquerade, sources as source_maps},
+};
+
+impl Agent {
+    /// One whole round. What fails is a condition; the rest goes on.
+    pub(super) async fn round(&mut self) {
+        self.round_with(Vec::new()).await;
+    }
+
+    pub(super) async fn round_with(&mut self, mut conditions: Vec<Condition>) {
+        self.observe_ovs(&mut conditions).await;
+        self.exempt(&mut conditions).await;
+        let unclaimed = self.unclaimed().await.unwrap_or_else(|error| {
+            conditions.push(failed("Agent/addresses", &error));
+            BTreeSet::new()
+        });
+        let unsure = unclaimed.difference(&self.held).chain(&self.conflicts).copied().collect();
+        let unsure = self.plan_without(&unsure);
+        let sources = sources::desired(&self.config, &self.devices, &unsure, &self.objects);
+        if let Err(error) = source_maps::reconcile(&mut self.source_maps, &sources) {
+            conditions.push(failed("Agent/sources", &error));
+        }
+        if let Err(error) = self.fill_maps(&unsure) {
+            // Without its maps a program would let out what it does not know: attach nothing new.
+            conditions.push(failed("Agent/maps", &error));
+        } else {
+            self.attach(&mut conditions).await;
+        }
+        if let Err(error) = self.probe(&unclaimed).await {
+            conditions.push(failed("Agent/probe", &error));
+        }
+        let plan = self.plan_without(&self.conflicts);
+        self.claim_addresses(&plan, &mut conditions).await;
+        self.program_flows(&plan, &mut conditions).await;
+        match self.fill_maps(&plan) {
+            Ok(dropped) => conditions.extend(tables::dropped(&dropped, &self.config)),
+            Err(error) => conditions.push(failed("Agent/maps", &error)),
+        }
+        conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
+        conditions.sort();
+        conditions.dedup();
+        let again = |condition: &Condition| condition.reason == Reason::Failed;
+        let failed = !self.conflicts.is_empty() || conditions.iter().any(again);
+        self.retry.note(failed, Instant::now(), retry::chance());
+        self.tell(&plan, conditions);
+    }
+
+    /// In stack mode the node's own NAT is kept away from what the uplink's egress translates.
+    async fn exempt(&mut self, conditions: &mut Vec<Condition>) {
+        let wanted = self.config.data_path == DataPath::Stack;
+        if !wanted && !self.exempts {
+            return;
+        }
+        let marks = wanted.then(|| tables::marks(&self.plan_without(&self.conflicts)));
+        match masquerade::reconcile(marks.as_ref()).await {
+            Ok(_) => self.exempts = marks.is_some(),
+            Err(error) => conditions.push(failed("Agent/masquerade", &error)),
+        }
+    }
+
+    fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
+        let places = self.places();
+        let in_force = self.in_force.as_ref();
+        let Self { identity, objects, .. } = self;
+        let status = Status::new(identity, objects, plan, conditions, &places, in_force);
+        for condition in self.status.news(&status) {
+            warn!("{} {}: {}", condition.object, condition.reason, condition.message);
+        }
+        if let Err(error) = self.status.write(&status) {
+            error!("{error:#}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What wakes the agent: signals, netlink, changed files, Open vSwitch, timers. None of it carries a
+//! decision: every round looks at the kernel, and a full round comes periodically whatever happens.
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use log::{info, warn};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{Agent, Settings, failed, node, retry};
+use crate::{
+    netlink::subscription::Subscription,
+    ovs::watch::Watch,
+    reconcile::maps,
+    source::{files::Input, watch::Watched},
+    sweep::sweep,
+};
+
+/// Between two full rounds that nothing asked for.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Between two looks at the files: a few `stat` calls, and a change is in force soon after.
+const FILES: Duration = Duration::from_millis(10);
+/// Between two looks at the attached programs.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between two sweeps of the flow tables.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Runs until SIGTERM or SIGINT, then leaves in order.
+///
+/// # Errors
+/// What makes a start impossible, before anything of the node is changed; everything later is a
+/// condition, logged and tried again.
+pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<()> {
+    let mut stop = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut subscription = Subscription::open()?;
+    let mut agent = Agent::start(settings, watched, input).await?;
+    agent.round().await;
+    let mut ready = false;
+    let mut files = ticker(FILES);
+    let mut look = ticker(LOOK);
+    let mut resync = ticker(RESYNC);
+    let mut sweeping = ticker(SWEEP);
+    loop {
+        if agent.attached && !ready {
+            ready = true;
+            agent.tell_ready();
+        }
+        let wake = agent.announce_due().await;
+        tokio::select! {
+            _ = stop.recv() => break,
+            _ = interrupt.recv() => break,
+            changes = subscription.next() => {
+                if changes.routes || changes.links || changes.neighbours {
+                    agent.renew_next_hops();
+                }
+                if changes.addresses || changes.links {
+                    agent.resync().await;
+                }
+            }
+            _ = files.tick() => if agent.reload() {
+                agent.round().await;
+            },
+            _ = look.tick() => agent.look().await,
+            _ = resync.tick() => agent.resync().await,
+            _ = sweeping.tick() => agent.sweep(),
+            () = sleep_until_some(wake) => {}
+            () = sleep_until_some(agent.retry.at()) => agent.resync().await,
+            held = ovs_differs(&mut agent.ovs_watch, agent.ovs_held) => {
+                agent.ovs_held = held;
+                agent.round().await;
+            }
+        }
+    }
+    info!("stopping: giving back the addresses; the programs stay and let no tenant out");
+    agent.leave().await
+}
+
+fn ticker(period: Duration) -> tokio::time::Interval {
+    let mut ticker = interval(period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+async fn sleep_until_some(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => sleep_until(wake.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ovs_differs(watch: &mut Option<Watch>, held: Option<u32>) -> Option<u32> {
+    match watch {
+        Some(watch) => watch.differs_from(held).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Agent {
+    /// The cheap look: attached programs, and what the programs logged.
+    async fn look(&mut self) {
+        self.data_plane.flush_log();
+        let mut missing = false;
+        for (hook, interface) in self.places() {
+            missing |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);
+        }
+        // Mended at once; what cannot be mended is not tried at every look.
+        let now = Instant::now();
+        let wanted = missing && self.mend.at().is_none_or(|at| at <= now);
+        self.mend.note(missing, now, retry::chance());
+        if wanted {
+            self.resync().await;
+        }
+    }
+
+    /// Looks at everything anew: who this node is, what it has, what it should be.
+    async fn resync(&mut self) {
+        let mut conditions = Vec::new();
+        match node::identify(&self.netlink, &self.config).await {
+            Ok(identity) => {
+                let returned = identity.uplink.is_back_since(&self.identity.uplink);
+                self.identity = identity;
+                if returned {
+                    info!("{} is back: announcing again", self.identity.uplink.name);
+                    self.announce_again();
+                }
+            }
+            Err(error) => conditions.push(failed("Agent/node", &error)),
+        }
+        match node::devices(&self.netlink, &self.config).await {
+            Ok(devices) => self.devices = devices,
+            Err(error) => conditions.push(failed("Agent/devices", &error)),
+        }
+        self.round_with(conditions).await;
+    }
+
+    /// Cached next hops lapse: a route, a neighbour or a link changed.
+    fn renew_next_hops(&mut self) {
+        let renewed = maps::settings(&self.maps).and_then(|mut config| {
+            // 0 stands for no generation.
+            config.next_hop_generation = config.next_hop_generation.wrapping_add(1).max(1);
+            maps::configure(&mut self.maps, &config)
+        });
+        if let Err(error) = renewed {
+            warn!("renew the next hops: {error:#}");
+        }
+    }
+
+    fn sweep(&mut self) {
+        match sweep(&mut self.maps) {
+            Ok(swept) if swept.removed > 0 => {
+                info!("removed {} expired flows, {} are left", swept.removed, swept.live);
+            }
+            Ok(_) => {}
+            Err(error) => warn!("sweep the flow tables: {error:#}"),
+        }
+    }
+}
