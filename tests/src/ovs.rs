@@ -68,11 +68,11 @@ pub struct Site {
 /// A pod on paper.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PodSite {
-    node: &'static str,
-    name: &'static str,
-    namespace: &'static str,
-    vnid: u32,
-    address: Ipv4Addr,
+    pub node: &'static str,
+    pub name: &'static str,
+    pub namespace: &'static str,
+    pub vnid: u32,
+    pub address: Ipv4Addr,
 }
 
 /// A running pod.
@@ -98,7 +98,7 @@ pub struct OvsRig {
     pub egress: Node,
     /// At [`OUTSIDE`], device `eth0`.
     pub outside: Netns,
-    /// The bridge `sw` between nodes and outside; its ports have the nodes' names.
+    /// The bridge `switch` between nodes and outside; its ports have the nodes' names.
     pub switch: Netns,
 }
 
@@ -124,7 +124,7 @@ impl OvsRig {
         static RIGS: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("eo{}x{}", process::id(), RIGS.fetch_add(1, Ordering::Relaxed));
         let switch = Netns::create(&format!("{prefix}-switch"))?;
-        switch.ip("link add sw type bridge\nlink set sw up\n")?;
+        switch.ip("link add switch type bridge\nlink set switch up\n")?;
         let outside = Netns::create(&format!("{prefix}-outside"))?;
         outside.ip(&format!(
             "link add eth0 type veth peer name outside netns {}\n\
@@ -132,7 +132,7 @@ impl OvsRig {
              link set eth0 up\n",
             switch.name()
         ))?;
-        switch.ip("link set outside master sw\nlink set outside up\n")?;
+        switch.ip("link set outside master switch\nlink set outside up\n")?;
         node::no_offload(&outside, "eth0")?;
         let start = |site: &Site| {
             let rundir = env::temp_dir().join(format!("{prefix}-{}", site.name));

@@ -1,9 +1,6 @@
 //! A source node without Open vSwitch, with an agent in place of the rig's own tunnels: from the
 //! pods' devices to the node that hosts their egress IPs, and back.
-use std::{
-    fmt::Write as _,
-    net::{Ipv4Addr, SocketAddrV4},
-};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
@@ -19,33 +16,6 @@ use egress_tests::{
 
 const FAR: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 10), 7000);
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// Takes the rig's tunnel of each tenant away, and gives the node one for all, with routes to the
-/// pods: all that a plain Linux node has.
-fn plain_node(rig: &Rig) -> Result<()> {
-    let mut batch = String::new();
-    let tenants = || rig.pods.iter().filter(|pod| pod.node == rig.source.name);
-    let mut vnids: Vec<u32> = tenants().map(|pod| pod.vnid).collect();
-    vnids.sort_unstable();
-    vnids.dedup();
-    for vnid in vnids {
-        writeln!(batch, "link del vx{vnid}")?;
-    }
-    writeln!(
-        batch,
-        "link add {TUNNEL} type vxlan external dstport {VXLAN_PORT} nolearning udp6zerocsumrx\n\
-         link set {TUNNEL} up"
-    )?;
-    for pod in tenants().filter(|pod| pod.egress_ip.is_some()) {
-        let (ip, vnid, mac) = (pod.ip, pod.vnid, pod.mac());
-        writeln!(
-            batch,
-            "route add {ip}/32 dev br{vnid}\n\
-             neigh add {ip} lladdr {mac} dev br{vnid} nud permanent"
-        )?;
-    }
-    rig.netns(&rig.source.name).ip(&batch)
-}
 
 fn config(rig: &Rig, pods: &str) -> String {
     let (name, ip) = (&rig.source.name, rig.source.ip);
@@ -82,7 +52,7 @@ fn source_agent(rig: &Rig) -> Result<Gateway<'_>> {
 fn pods_of_a_plain_linux_node_leave_with_their_egress_ips() -> Result<()> {
     let rig = Rig::up()?;
     let egress = Gateway::start(&rig)?;
-    plain_node(&rig)?;
+    rig.make_source_plain()?;
     let source = source_agent(&rig)?;
     for host in &rig.outside {
         let mut witness = Witness::start(rig.netns(&host.name).name(), host.ip)?;
@@ -105,7 +75,7 @@ fn pods_of_a_plain_linux_node_leave_with_their_egress_ips() -> Result<()> {
 fn a_tenant_whose_egress_ip_nobody_hosts_is_dropped_on_its_node() -> Result<()> {
     let rig = Rig::up()?;
     let _egress = Gateway::start(&rig)?;
-    plain_node(&rig)?;
+    rig.make_source_plain()?;
     let source = source_agent(&rig)?;
     let pod = rig.talker(rig.pod("egress-test-1"));
     let mut witness = Witness::start(rig.netns("far").name(), *FAR.ip())?;
@@ -135,7 +105,7 @@ fn a_tenant_whose_egress_ip_nobody_hosts_is_dropped_on_its_node() -> Result<()> 
 fn a_pod_behind_the_gateway_device_is_known_by_its_address() -> Result<()> {
     let rig = Rig::up()?;
     let _egress = Gateway::start(&rig)?;
-    plain_node(&rig)?;
+    rig.make_source_plain()?;
     // The gateway's bridge takes the pod in, and answers it as its gateway.
     let (pod, node) = (rig.pod("egress-test-1"), rig.netns(&rig.source.name));
     node.ip(&format!(

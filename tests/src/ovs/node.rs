@@ -43,7 +43,7 @@ impl Node {
     pub const GATEWAY: &str = "tun0";
 
     /// Makes the node with its pods; its uplink's far end is `port` in `switch`.
-    pub(super) fn start(
+    pub(crate) fn start(
         site: &Site,
         pods: &[PodSite],
         prefix: &str,
@@ -65,7 +65,7 @@ impl Node {
             port = site.name,
             switch = switch.name()
         ))?;
-        switch.ip(&format!("link set {0} master sw\nlink set {0} up\n", site.name))?;
+        switch.ip(&format!("link set {0} master switch\nlink set {0} up\n", site.name))?;
         no_offload(switch, site.name)?;
         no_offload(&netns, "tun0")?;
         let pods = pods
@@ -256,7 +256,7 @@ fn way_of_the_mark() -> Vec<String> {
 }
 
 /// Checksums are made by the sender: no device between here and Open vSwitch would do it.
-pub(super) fn no_offload(netns: &Netns, device: &str) -> Result<()> {
+pub(crate) fn no_offload(netns: &Netns, device: &str) -> Result<()> {
     netns
         .exec(&format!("ethtool -K {device} tx off gso off tso off"))
         .map(drop)

@@ -14,10 +14,12 @@ mod description;
 mod nodes;
 pub mod objects;
 pub mod topology;
+pub mod trio;
+mod watch;
 
 use std::{
     collections::BTreeMap,
-    process::{Command, id},
+    process::id,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -88,8 +90,9 @@ impl Rig {
             let netns = Netns::create(&format!("{}{name}", self.prefix))?;
             self.members.insert(name, netns);
         }
-        self.build_outside()?;
         let switch = self.switch();
+        let [near, far] = &self.outside;
+        nodes::outside(switch, [near, far], [near, far].map(|host| self.netns(&host.name)))?;
         let router = self.outside[0].ip.to_string();
         let [source, egress] = [&self.source, &self.egress].map(|node| self.netns(&node.name));
         nodes::connect(&self.source, source, switch, &router)?;
@@ -100,7 +103,7 @@ impl Rig {
             let netns = self.netns(&pod.name);
             if pod.node == self.source.name {
                 let pair = [&self.source, &self.egress];
-                nodes::source_pod(pod, netns, pair, source, &self.pods)?;
+                nodes::source_pod(pod, netns, &pair, source, &self.pods)?;
             } else {
                 nodes::egress_pod(pod, netns, &self.egress, egress)?;
             }
@@ -111,29 +114,12 @@ impl Rig {
         self.watch_uplink()
     }
 
-    /// The switch, the host on the uplink's network and the one behind it.
-    fn build_outside(&self) -> Result<()> {
-        let [near, far] = &self.outside;
-        self.switch().ip("link add switch type bridge mcast_snooping 0\nlink set switch up\n")?;
-        let router = self.netns(&near.name);
-        router.sysctl("ipv4/ip_forward", "1")?;
-        router.ip(&format!(
-            "link add eth0 type veth peer name {} netns {}\n\
-             link add eth1 type veth peer name eth0 netns {}\n\
-             addr add {}/24 dev eth0\n\
-             addr add 198.51.100.1/24 dev eth1\n\
-             link set eth0 up\n\
-             link set eth1 up\n",
-            near.name,
-            self.switch().name(),
-            self.netns(&far.name).name(),
-            near.ip
-        ))?;
-        self.switch().ip(&format!("link set {} master switch up\n", near.name))?;
-        self.netns(&far.name).ip(&format!(
-            "addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via 198.51.100.1\n",
-            far.ip
-        ))
+    /// Takes the source node's tunnel of each tenant away, and gives it one for all, with routes to
+    /// the pods: an agent there is to find the way.
+    pub fn make_source_plain(&self) -> Result<()> {
+        let netns = self.netns(&self.source.name);
+        nodes::without_tunnels(&self.source, netns, &self.pods)?;
+        nodes::one_tunnel(&self.source, netns, &self.pods)
     }
 
     /// Lets the egress node send from XDP: a veth takes such frames only with GRO at its far end.
@@ -173,16 +159,9 @@ impl Rig {
     /// Packets that left the egress node's uplink with a pod's address, and with the node's own,
     /// VXLAN aside, since the rig was built.
     pub fn untranslated(&self) -> Result<(u64, u64)> {
-        let text = self.switch().output(
-            Command::new("nft").args(["-j", "list", "counters", "table", "netdev", "watch"]),
-        )?;
-        let json: serde_json::Value = serde_json::from_str(&text).context("read nft's counters")?;
+        let counted = watch::counted(self.switch())?;
         let packets = |name: &str| {
-            json["nftables"]
-                .as_array()
-                .and_then(|items| items.iter().find(|item| item["counter"]["name"] == name))
-                .and_then(|item| item["counter"]["packets"].as_u64())
-                .with_context(|| format!("nft shows no counter {name}"))
+            counted.get(name).copied().with_context(|| format!("nft shows no counter {name}"))
         };
         Ok((packets("pod_address")?, packets("node_address")?))
     }

@@ -12,10 +12,11 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::topology::{
-    CLUSTER_NETWORK, GATEWAY, Node, POD_MTU, Pod, SERVICE_NETWORK, TUNNEL, UPLINK, VXLAN_PORT,
+    CLUSTER_NETWORK, GATEWAY, Node, Outside, POD_MTU, Pod, SERVICE_NETWORK, TUNNEL, UPLINK,
+    VXLAN_PORT,
 };
 use crate::netns::Netns;
 
@@ -23,6 +24,30 @@ use crate::netns::Netns;
 const BRIDGE: &str = "pods";
 /// The bridge's end of [`GATEWAY`].
 const GATEWAY_PORT: &str = "tun0-port";
+
+/// The switch, the host on the uplink's network and the one behind it.
+pub fn outside(switch: &Netns, hosts: [&Outside; 2], [router, beyond]: [&Netns; 2]) -> Result<()> {
+    let [near, far] = hosts;
+    switch.ip("link add switch type bridge mcast_snooping 0\nlink set switch up\n")?;
+    router.sysctl("ipv4/ip_forward", "1")?;
+    router.ip(&format!(
+        "link add eth0 type veth peer name {} netns {}\n\
+         link add eth1 type veth peer name eth0 netns {}\n\
+         addr add {}/24 dev eth0\n\
+         addr add 198.51.100.1/24 dev eth1\n\
+         link set eth0 up\n\
+         link set eth1 up\n",
+        near.name,
+        switch.name(),
+        beyond.name(),
+        near.ip
+    ))?;
+    switch.ip(&format!("link set {} master switch up\n", near.name))?;
+    beyond.ip(&format!(
+        "addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via 198.51.100.1\n",
+        far.ip
+    ))
+}
 
 /// Connects a node to the switch, with its address and the normal way out.
 pub fn connect(node: &Node, netns: &Netns, switch: &Netns, router: &str) -> Result<()> {
@@ -58,20 +83,36 @@ pub fn connect(node: &Node, netns: &Netns, switch: &Netns, router: &str) -> Resu
 
 /// The tenants of the source node: bridges, tunnels, and its gateway device.
 pub fn source(node: &Node, netns: &Netns, egress: &Node, pods: &[Pod]) -> Result<()> {
-    let mut tenants: Vec<&Pod> = pods.iter().filter(|pod| pod.node == node.name).collect();
-    tenants.sort_by_key(|pod| pod.vnid);
-    tenants.dedup_by_key(|pod| pod.vnid);
+    tenants(node, netns, pods)?;
     let mut batch = String::new();
-    for pod in tenants {
-        let vnid = pod.vnid;
+    for pod in one_of_each(node, pods) {
+        let (vnid, bridge) = (pod.vnid, source_bridge(pod));
+        writeln!(
+            batch,
+            "link add vx{vnid} type vxlan id {vnid} local {} remote {} dstport {VXLAN_PORT} nolearning\n\
+             link set vx{vnid} master {bridge} up",
+            node.ip, egress.ip
+        )?;
+    }
+    netns.ip(&batch)
+}
+
+/// Takes each tenant's tunnel of the source node away.
+pub fn without_tunnels(node: &Node, netns: &Netns, pods: &[Pod]) -> Result<()> {
+    let tunnels = one_of_each(node, pods).into_iter();
+    netns.ip(&tunnels.map(|pod| format!("link del vx{}\n", pod.vnid)).collect::<String>())
+}
+
+/// A bridge for each tenant of the source node; that of the tenant without policy is its gateway
+/// device.
+pub fn tenants(node: &Node, netns: &Netns, pods: &[Pod]) -> Result<()> {
+    let mut batch = String::new();
+    for pod in one_of_each(node, pods) {
         let bridge = source_bridge(pod);
         writeln!(
             batch,
             "link add {bridge} mtu {POD_MTU} type bridge mcast_snooping 0\n\
-             link add vx{vnid} type vxlan id {vnid} local {} remote {} dstport {VXLAN_PORT} nolearning\n\
-             link set vx{vnid} master {bridge} up\n\
-             link set {bridge} up",
-            node.ip, egress.ip
+             link set {bridge} up"
         )?;
         if bridge == GATEWAY {
             writeln!(
@@ -82,6 +123,44 @@ pub fn source(node: &Node, netns: &Netns, egress: &Node, pods: &[Pod]) -> Result
         }
     }
     netns.ip(&batch)
+}
+
+/// One tunnel device for all tenants of the source node, and routes to their pods: all that a
+/// plain Linux node has.
+pub fn one_tunnel(node: &Node, netns: &Netns, pods: &[Pod]) -> Result<()> {
+    let mut batch = format!(
+        "link add {TUNNEL} type vxlan external dstport {VXLAN_PORT} nolearning udp6zerocsumrx\n\
+         link set {TUNNEL} up\n"
+    );
+    for pod in pods.iter().filter(|pod| pod.node == node.name && pod.egress_ip.is_some()) {
+        let (ip, mac, bridge) = (pod.ip, pod.mac(), source_bridge(pod));
+        writeln!(
+            batch,
+            "route add {ip}/32 dev {bridge}\n\
+             neigh add {ip} lladdr {mac} dev {bridge} nud permanent"
+        )?;
+    }
+    netns.ip(&batch)
+}
+
+/// Lets a node's own stack reach another node's gateway, at this MAC, through the tunnel as VNID 0.
+pub fn reach_gateway(netns: &Netns, node: &Node, other: &Node, mac: &str) -> Result<()> {
+    netns.ip(&format!(
+        "route add {to}/32 encap ip id 0 src {} dst {} dev {TUNNEL} src {} mtu {POD_MTU}\n\
+         neigh add {to} lladdr {mac} dev {TUNNEL} nud permanent\n",
+        node.ip,
+        other.ip,
+        node.gateway,
+        to = other.gateway
+    ))
+}
+
+/// A pod of each tenant on the node.
+fn one_of_each<'a>(node: &Node, pods: &'a [Pod]) -> Vec<&'a Pod> {
+    let mut tenants: Vec<&Pod> = pods.iter().filter(|pod| pod.node == node.name).collect();
+    tenants.sort_by_key(|pod| pod.vnid);
+    tenants.dedup_by_key(|pod| pod.vnid);
+    tenants
 }
 
 /// The bridge of a pod on the source node. Without policy it is the gateway device itself.
@@ -138,18 +217,19 @@ pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result
     ))
 }
 
-/// Connects a pod to the source node.
+/// Connects a pod to the source node, the first of all `nodes`.
 pub fn source_pod(
     pod: &Pod,
     netns: &Netns,
-    [node, egress]: [&Node; 2],
+    nodes: &[&Node],
     on: &Netns,
     all: &[Pod],
 ) -> Result<()> {
+    let [node, ..] = nodes else { bail!("{} has no node", pod.name) };
     connect_pod(pod, netns, node, on, &source_bridge(pod))?;
     // Open vSwitch answers for the gateways and for pods of other nodes; here nobody would.
     let mut batch = format!("route add {CLUSTER_NETWORK} dev eth0\n");
-    for Node { gateway, gateway_mac, .. } in [node, egress] {
+    for Node { gateway, gateway_mac, .. } in nodes {
         writeln!(batch, "neigh add {gateway} lladdr {gateway_mac} dev eth0 nud permanent")?;
     }
     for peer in all.iter().filter(|peer| peer.vnid == pod.vnid && peer.node != pod.node) {
