@@ -453,14 +453,14 @@ fn masquerade_bit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::E
         .ok_or_else(|| D::Error::custom(format!("{bit} is no bit of a mark: 0 to 31")))
 }
 
-/// A whole number and its unit: `300ms`, `60s`, `2m`, `1h`.
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text)
         .ok_or_else(|| D::Error::custom(format!("\"{text}\" is no time such as 300ms, 60s or 2m")))
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// A whole number and its unit: `300ms`, `60s`, `2m`, `1h`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;

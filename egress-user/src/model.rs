@@ -20,6 +20,11 @@ use crate::{
 
 mod keep;
 
+/// Settings of one object are annotations: the rest of its form is OpenShift's.
+const SETTINGS: &str = "egress/";
+/// Of a HostSubnet: see [`HostSubnet::draining`].
+pub const DRAINING: &str = "egress/draining";
+
 /// Everything that the planner is told about the cluster, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -88,6 +93,8 @@ pub struct HostSubnet {
     pub egress_ips: Vec<Ipv4Addr>,
     /// Not empty: the node takes part in the automatic allocation.
     pub egress_cidrs: Vec<Cidr>,
+    /// New flows and newly placed egress IPs go elsewhere where they can.
+    pub draining: bool,
 }
 
 /// A namespace, its VNID and the egress IPs that it asks for.
@@ -146,12 +153,18 @@ struct Metadata {
 }
 
 #[derive(Deserialize)]
+struct AnnotatedMetadata {
+    name: String,
+    annotations: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct HostSubnetDocument {
     api_version: ApiVersion,
     #[serde(rename = "kind")]
     _kind: String,
-    metadata: Metadata,
+    metadata: AnnotatedMetadata,
     host: String,
     #[serde(rename = "hostIP")]
     host_ip: String,
@@ -212,17 +225,35 @@ enum ApiVersion {
     V1,
 }
 
+impl AnnotatedMetadata {
+    /// Whether the only setting of its kind is "true"; another one is an error.
+    fn switch(&self, name: &str) -> Result<bool, String> {
+        let annotations = self.annotations.iter().flatten();
+        let mut settings = annotations.filter(|(key, _)| key.starts_with(SETTINGS));
+        if let Some((key, _)) = settings.clone().find(|(key, _)| *key != name) {
+            return Err(format!("metadata.annotations: {key} is unknown: use {name}"));
+        }
+        match settings.next().map(|(_, value)| value.as_str()) {
+            None | Some(Some("false")) => Ok(false),
+            Some(Some("true")) => Ok(true),
+            _ => Err(format!("metadata.annotations: {name}: use \"true\" or \"false\"")),
+        }
+    }
+}
+
 fn host_subnet(document: HostSubnetDocument) -> Result<HostSubnet, String> {
     let HostSubnetDocument {
         api_version: ApiVersion::V1,
         _kind,
-        metadata: Metadata { name },
+        metadata,
         host,
         host_ip,
         subnet,
         egress_ips,
         egress_cidrs,
     } = document;
+    let draining = metadata.switch(DRAINING)?;
+    let name = metadata.name;
     if host != name {
         return Err(format!("host: \"{host}\" must equal metadata.name \"{name}\""));
     }
@@ -236,6 +267,7 @@ fn host_subnet(document: HostSubnetDocument) -> Result<HostSubnet, String> {
         subnet: subnet.parse().map_err(|error| format!("subnet: {error}"))?,
         egress_ips: addresses,
         egress_cidrs: egress_cidrs.unwrap_or_default(),
+        draining,
         name,
     })
 }

@@ -29,7 +29,7 @@ mod flows;
 mod tenants;
 
 pub use allocate::allocate;
-pub use flows::register;
+pub use flows::{fresh_group, register};
 pub use tenants::{Finding, Tenant, tenants};
 
 /// What this node knows of itself.

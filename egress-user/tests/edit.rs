@@ -221,3 +221,116 @@ fn a_file_that_cannot_be_parsed_is_left_alone() {
     let place = Place::new("broken", "kind: [HostSubnet\n");
     place.refuses(ADD, 2, "correct it first");
 }
+
+const TWO: &str = "\
+apiVersion: network.openshift.io/v1
+kind: HostSubnet
+metadata: {name: a}
+host: a
+hostIP: 10.0.0.1
+subnet: 10.128.0.0/23
+egressIPs: [10.0.0.11, 10.0.0.12, 10.0.0.19]
+---
+apiVersion: network.openshift.io/v1
+kind: HostSubnet
+metadata: {name: b}
+host: b
+hostIP: 10.0.0.2
+subnet: 10.130.0.0/23
+egressCIDRs: [10.0.0.0/28]
+---
+apiVersion: network.openshift.io/v1
+kind: NetNamespace
+metadata: {name: n1}
+netname: n1
+netid: 41
+egressIPs: [10.0.0.11]
+---
+apiVersion: network.openshift.io/v1
+kind: NetNamespace
+metadata: {name: n2}
+netname: n2
+netid: 42
+egressIPs: [10.0.0.12]
+---
+apiVersion: network.openshift.io/v1
+kind: NetNamespace
+metadata: {name: n3}
+netname: n3
+netid: 43
+egressIPs: [10.0.0.19]
+";
+
+impl Place {
+    /// The egress IPs' last bytes on the node.
+    fn hosted(&self, node: &str) -> Vec<u8> {
+        let output = Command::new(env!("CARGO_BIN_EXE_egress"))
+            .args(["plan", "-o", "json", "--node", node, "-f"])
+            .arg(self.file())
+            .output()
+            .unwrap();
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let addresses = plan["addresses"].as_array().unwrap().iter();
+        let ips = addresses.map(|a| a["ip"].as_str().unwrap().rsplit('.').next().unwrap().parse());
+        ips.map(Result::unwrap).collect()
+    }
+}
+
+#[test]
+fn an_egress_ip_moves_with_one_command() {
+    let place = Place::new("move", TWO);
+    place.does("move 10.0.0.12 b");
+    assert_eq!((place.hosted("a"), place.hosted("b")), (vec![11, 19], vec![12]));
+    place.does("move 10.0.0.12 10.0.0.1");
+    assert_eq!((place.hosted("a"), place.hosted("b")), (vec![11, 12, 19], vec![]));
+}
+
+#[test]
+fn a_move_that_cannot_be_is_refused_and_nothing_is_changed() {
+    let place = Place::new("move-refused", TWO);
+    place.refuses("move 10.0.0.12 c", 1, "node c is unknown");
+    place.refuses("move 10.0.0.77 b", 1, "hosts 10.0.0.77: `egress add` gives it to a VNID");
+    place.does("add --vnid 41 --egress-ip 10.0.0.13 --egress-node b");
+    place.refuses("move 10.0.0.11 b", 1, "spread them over nodes");
+}
+
+#[test]
+fn a_drained_node_gives_away_what_finds_a_place_and_says_what_does_not() {
+    let place = Place::new("drain", TWO);
+    let output = place.egress("drain a --for 0s");
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    let said = "10.0.0.19 stays on node a: no other node has egressCIDRs and room for it";
+    assert!(err(&output).contains(said), "{}", err(&output));
+    assert_eq!((place.hosted("a"), place.hosted("b")), (vec![19], vec![11, 12]));
+    assert!(place.text().contains("egress/draining"), "{}", place.text());
+    place.does("drain a --for 0s --to b");
+    assert_eq!((place.hosted("a"), place.hosted("b")), (vec![], vec![11, 12, 19]));
+    place.does("undrain a");
+    assert!(!place.text().contains("egress/draining"), "{}", place.text());
+}
+
+#[test]
+fn draining_what_is_not_there_is_refused() {
+    let place = Place::new("drain-refused", TWO);
+    place.refuses("drain c", 1, "node c is unknown");
+    place.refuses("drain a --to c", 1, "node c is unknown");
+    place.refuses("drain a --to 10.0.0.1", 1, "is the node that is drained");
+    place.refuses("drain a --for soon", 2, "use a time such as 300ms");
+    place.refuses("undrain c", 1, "node c is unknown");
+}
+
+#[test]
+fn a_drained_node_keeps_its_ips_for_the_time_that_it_was_given() {
+    let place = Place::new("drain-waits", TWO);
+    std::thread::scope(|scope| {
+        let drain = scope.spawn(|| place.egress("drain a --for 2s --to b"));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !place.text().contains("egress/draining") {
+            assert!(std::time::Instant::now() < deadline, "never marked");
+            std::thread::yield_now();
+        }
+        assert_eq!(place.hosted("a"), [11, 12, 19], "moved at once");
+        assert_eq!(drain.join().unwrap().status.code(), Some(0));
+    });
+    assert_eq!((place.hosted("a"), place.hosted("b")), (vec![], vec![11, 12, 19]));
+}

@@ -81,6 +81,30 @@ async fn a_bundle_is_read_back_equal_and_a_second_run_changes_nothing() -> Resul
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
+async fn the_flows_beside_a_drained_node_are_read_back_equal() -> Result<()> {
+    let rig = OvsRig::start(Layout::New)?;
+    let ovs = rig.source.bridge();
+    let fresh = group("10.0.0.2").replace("7305526", "24082742");
+    let both = format!("{},bucket=actions={}", group("10.0.0.2"), REMOTE.replace(".2", ".4"));
+    let on = |priority, also: &str| format!("table=101,priority={priority},{also}ip,reg0=0x6f7936");
+    let begin = "ct(commit,exec(set_field:0x1->ct_mark))";
+    let plan = desired(
+        &[
+            &format!("{} actions=ct(commit),group:7305526", on(100, "")),
+            &format!("{} actions={begin},group:24082742", on(101, "ct_state=+new+trk,")),
+            &format!("{} actions=ct(commit),group:24082742", on(102, "ct_mark=0x1,")),
+        ],
+        &[&both, &fresh],
+    );
+    let first = flows::reconcile(&ovs, &plan).await?;
+    assert_eq!((first.conflicts, first.held), (vec![], 3));
+    let second = flows::reconcile(&ovs, &plan).await?;
+    assert_eq!(second.change, Change::default());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
 async fn a_group_is_replaced_with_its_flows_in_one_bundle() -> Result<()> {
     let rig = OvsRig::start(Layout::New)?;
     let ovs = rig.source.bridge();

@@ -32,6 +32,9 @@ pub struct Status {
     pub addresses: Vec<Ipv4Addr>,
     /// The egress IPs that each VNID leaves with, wherever they live; none: it is dropped.
     pub granted: BTreeMap<u32, Vec<Ipv4Addr>>,
+    /// The node that each egress IP lives on, by name.
+    #[serde(default)]
+    pub places: BTreeMap<Ipv4Addr, String>,
     pub attached: Vec<Attached>,
     pub tenants: Vec<Tenant>,
     /// What the uplink's hot path runs on.
@@ -86,6 +89,11 @@ impl Status {
                 .policies
                 .iter()
                 .map(|policy| (policy.vnid, policy.egress_ips.clone()))
+                .collect(),
+            places: plan
+                .assignments
+                .iter()
+                .map(|assignment| (assignment.egress_ip, assignment.node.clone()))
                 .collect(),
             attached: places
                 .iter()

@@ -32,7 +32,7 @@ pub struct Where {
     /// The file of objects to edit: one that `egress run -f` reads. It is replaced as a whole; of
     /// the objects that change, comments are lost
     #[arg(short, long, value_name = "FILE", default_value = OBJECTS)]
-    file: PathBuf,
+    pub(super) file: PathBuf,
     /// Wait until the agent of this node says that it is in force [10 seconds]; if it does not, say
     /// why and end with 3
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
@@ -102,8 +102,7 @@ pub fn add(args: AddArgs) -> Result<Exit> {
     if let Some(why) = new_conditions(&before, &after, &node).first() {
         return refuse(&format!("{}: {}", why.object, why.message));
     }
-    let wanted = Wanted { vnid, egress_ips: vec![egress_ip], gone: false };
-    finish(&edit, &at, &wanted)
+    finish(&edit, &at, &Wanted(vec![(egress_ip, Goal::Granted(vnid))]))
 }
 
 pub fn del(args: DelArgs) -> Result<Exit> {
@@ -128,16 +127,16 @@ pub fn del(args: DelArgs) -> Result<Exit> {
     for ip in &ips {
         edit.remove(vnid, *ip);
     }
-    finish(&edit, &at, &Wanted { vnid, egress_ips: ips, gone: true })
+    finish(&edit, &at, &Wanted(ips.into_iter().map(|ip| (ip, Goal::Gone(vnid))).collect()))
 }
 
 /// What was asked contradicts what there is: nothing is changed.
-fn refuse(why: &str) -> Result<Exit> {
+pub(super) fn refuse(why: &str) -> Result<Exit> {
     eprintln!("egress: nothing is changed: {why}");
     Ok(Exit::Refused)
 }
 
-fn finish(edit: &Edit, at: &Where, wanted: &Wanted) -> Result<Exit> {
+pub(super) fn finish(edit: &Edit, at: &Where, wanted: &Wanted) -> Result<Exit> {
     if !edit.commit()? {
         eprintln!("egress: {} says so already", at.file.display());
     }
@@ -147,18 +146,18 @@ fn finish(edit: &Edit, at: &Where, wanted: &Wanted) -> Result<Exit> {
     }
 }
 
-fn objects(edit: &Edit) -> Result<Objects> {
+pub(super) fn objects(edit: &Edit) -> Result<Objects> {
     let mut input = Input::default();
     input.add_text(&edit.text()?, "the file")?;
     Ok(input.objects)
 }
 
-fn find_node<'a>(named: &str, objects: &'a Objects) -> Option<&'a HostSubnet> {
+pub(super) fn find_node<'a>(named: &str, objects: &'a Objects) -> Option<&'a HostSubnet> {
     let address: Option<Ipv4Addr> = named.parse().ok();
     objects.host_subnets.values().find(|node| node.name == named || Some(node.host_ip) == address)
 }
 
-fn unknown_node(named: &str, objects: &Objects, file: &Path) -> String {
+pub(super) fn unknown_node(named: &str, objects: &Objects, file: &Path) -> String {
     let nodes = objects.host_subnets.values();
     let known: Vec<String> =
         nodes.map(|node| format!("{} ({})", node.name, node.host_ip)).collect();
@@ -171,7 +170,7 @@ fn unknown_node(named: &str, objects: &Objects, file: &Path) -> String {
 }
 
 /// What the planner, asked for the egress node, finds wrong that was not wrong before.
-fn new_conditions(before: &Objects, after: &Objects, node: &str) -> Vec<Condition> {
+pub(super) fn new_conditions(before: &Objects, after: &Objects, node: &str) -> Vec<Condition> {
     let conditions = |objects: &Objects| {
         let (facts, mode) = (Facts::of(node), Mode { flows: false, ..Mode::default() });
         plan::plan(objects, &facts, &Health::default(), &Previous::default(), &mode).conditions
@@ -181,24 +180,47 @@ fn new_conditions(before: &Objects, after: &Objects, node: &str) -> Vec<Conditio
 }
 
 /// What is to be in force.
-struct Wanted {
-    vnid: u32,
-    egress_ips: Vec<Ipv4Addr>,
-    gone: bool,
+pub(super) struct Wanted(pub Vec<(Ipv4Addr, Goal)>);
+
+/// What an egress IP is to come to.
+pub(super) enum Goal {
+    /// The VNID has it.
+    Granted(u32),
+    /// The VNID has it no longer.
+    Gone(u32),
+    /// It lives on the node of that name.
+    On(String),
 }
 
 impl Wanted {
     fn is_in_force(&self, status: &Status) -> bool {
-        let granted = status.granted.get(&self.vnid).map_or(&[][..], Vec::as_slice);
+        let has = |vnid: &u32, ip: &Ipv4Addr| {
+            status.granted.get(vnid).is_some_and(|granted| granted.contains(ip))
+        };
         let failed = status.conditions.iter().any(|told| told.reason == "Failed");
-        !failed && self.egress_ips.iter().all(|ip| granted.contains(ip) != self.gone)
+        !failed
+            && self.0.iter().all(|(ip, goal)| match goal {
+                Goal::Granted(vnid) => has(vnid, ip),
+                Goal::Gone(vnid) => !has(vnid, ip),
+                Goal::On(node) => {
+                    let here = *node == status.node;
+                    status.places.get(ip) == Some(node) && here == status.addresses.contains(ip)
+                }
+            })
     }
 
     /// What the agent says of it, else that it says nothing.
     fn obstacle(&self, status: &Status) -> String {
         let about = |text: &str| {
-            self.egress_ips.iter().any(|ip| text.contains(&ip.to_string()))
-                || text.contains(&format!("VNID/{}", self.vnid))
+            self.0.iter().any(|(ip, goal)| {
+                let of_vnid = match goal {
+                    Goal::Granted(vnid) | Goal::Gone(vnid) => {
+                        text.contains(&format!("VNID/{vnid}"))
+                    }
+                    Goal::On(_) => false,
+                };
+                of_vnid || text.contains(&ip.to_string())
+            })
         };
         let told: Vec<String> = status
             .conditions

@@ -182,10 +182,10 @@ fn tenancy(vnid: u32, objects: &Objects, tenant: Option<&Tenant<'_>>, plan: &Pla
 
 fn here(tenant: &Tenant<'_>, plan: &Plan) -> Here {
     let register = format!("reg0={} ", plan::register(tenant.vnid));
-    let group = format!("group_id={},", tenant.vnid);
+    let group = [tenant.vnid, plan::fresh_group(tenant.vnid)].map(|id| format!("group_id={id},"));
     let of_tenant = |ip: &Ipv4Addr| tenant.wishes.iter().any(|wish| wish.ip == *ip);
     let flows = plan.flows.iter().filter(|flow| flow.contains(&register));
-    let groups = plan.groups.iter().filter(|text| text.starts_with(&group));
+    let groups = plan.groups.iter().filter(|text| group.iter().any(|id| text.starts_with(id)));
     Here {
         addresses: plan.addresses.iter().map(|a| a.ip).filter(of_tenant).collect(),
         flows: flows.cloned().collect(),

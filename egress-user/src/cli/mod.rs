@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod cleanup;
 mod completions;
+mod drain;
 mod edit;
 mod explain;
 mod input;
@@ -19,11 +20,12 @@ Exit codes:
   0  done; whatever conditions a plan has
   1  done, but some objects were refused: each is named on standard error and is as if absent
      (`run` goes on with the others, and tells it in `status`);
-     `add`, `del`: refused, nothing was changed
+     `add`, `del`, `move`, `undrain`: refused, nothing was changed; `drain`: some egress IPs found
+     no other node
   2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used
   3  this node is not fit for it, or there is nothing here: no privileges, kernel too old, device or
      address missing, pinned maps of another layout; `status`: no agent runs (what it left is shown);
-     `add`, `del` with --wait: written, but not in force";
+     `add`, `del`, `move`, `drain` with --wait: written, but not in force";
 
 /// Fixed source addresses for the tenants of a VXLAN network.
 #[derive(Debug, Parser)]
@@ -45,6 +47,12 @@ enum Verb {
     Add(edit::AddArgs),
     /// Take an egress IP from a VNID, by hand
     Del(edit::DelArgs),
+    /// Move an egress IP to another node, by hand
+    Move(drain::MoveArgs),
+    /// Empty a node: new flows go elsewhere, then its egress IPs
+    Drain(drain::DrainArgs),
+    /// Let a drained node take part again
+    Undrain(drain::UndrainArgs),
     /// Print what a node would do for these objects; needs neither root nor the node
     Plan(plan::Args),
     /// Say why a namespace, a VNID or an egress IP gets what it gets
@@ -96,6 +104,9 @@ fn run(cli: Cli) -> Result<Exit> {
         Verb::Cleanup(args) => cleanup::run(args),
         Verb::Add(args) => edit::add(args),
         Verb::Del(args) => edit::del(args),
+        Verb::Move(args) => drain::relocate(args),
+        Verb::Drain(args) => drain::drain(args),
+        Verb::Undrain(args) => drain::undrain(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Vnid(args) => vnid::run(args),

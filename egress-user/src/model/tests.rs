@@ -41,8 +41,28 @@ fn a_host_subnet_as_oc_prints_it() {
             subnet: "10.130.0.0/23".parse().unwrap(),
             egress_ips: vec![Ipv4Addr::new(10, 0, 0, 11)],
             egress_cidrs: vec!["10.0.0.0/24".parse().unwrap()],
+            draining: false,
         }
     );
+}
+
+#[test]
+fn a_node_is_drained_by_its_annotation_alone() {
+    let draining = |annotations: Value| {
+        let mut node = node();
+        node["metadata"]["annotations"] = annotations;
+        match parse(&node) {
+            Ok(Object::HostSubnet(node)) => Ok(node.draining),
+            other => Err(other.unwrap_err().message),
+        }
+    };
+    assert_eq!(draining(json!({"egress/draining": "true", "pod/x": 1})), Ok(true));
+    assert_eq!(draining(json!({"egress/draining": "false"})), Ok(false));
+    assert_eq!(draining(Value::Null), Ok(false));
+    let message = draining(json!({"egress/draining": true})).unwrap_err();
+    assert!(message.contains("use \"true\" or \"false\""), "{message}");
+    let message = draining(json!({"egress/drain": "true"})).unwrap_err();
+    assert!(message.contains("egress/drain is unknown: use egress/draining"), "{message}");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! `egressIPs` of every node with egressCIDRs overwritten; nodes without are left as listed.
 //! Previous placements are kept while they are allowed; the others are placed by pass: first the
 //! IPs that only one node can have, then the rest, namespaces taking turns, those that ask for
-//! fewest first. A node is chosen by the fewest IPs, then by its name.
+//! fewest first. A node is chosen by the fewest IPs, then by its name. A node that is being drained
+//! keeps what it has and gets nothing.
 //!
 //! Surprising: balance is restored by comparison with an allocation from scratch. A node that has
 //! less than half of what it would get there takes its share from the others, in the same call (the
@@ -147,7 +148,7 @@ impl<'a> Allocator<'a> {
                 let options: Vec<&'a str> = self
                     .nodes
                     .iter()
-                    .filter(|(_, node)| Self::fits(allocation, ip, vnid, node))
+                    .filter(|(_, node)| !node.draining && Self::fits(allocation, ip, vnid, node))
                     .map(|(&name, _)| name)
                     .collect();
                 if only_one_option && options.len() != 1 {

@@ -3,6 +3,12 @@
 //! Written as `ovs-ofctl dump-flows` shows them (registers in hex, the mark without leading zeros),
 //! apart from the buckets: those are in the original's own words, joined by `bucket=` without a
 //! comma, which ovs-ofctl takes, and with ports by name unless the bridge told their numbers.
+//!
+//! Beyond the original: while a node is drained, a VNID that has others too gets a second group in
+//! the new layout, without that node. New connections take it and are known by their conntrack mark
+//! from then on; those that are established go where they went. So a flow that nobody answers counts
+//! as new. The old layout tracks no connections and uses one egress IP: there nothing changes before
+//! the address itself moves.
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use egress_common::mark::{Layout, mark};
@@ -15,12 +21,12 @@ pub fn texts(tenants: &[Tenant<'_>], facts: &Facts, mode: &Mode) -> (Vec<String>
     let mut groups = Vec::new();
     for tenant in tenants {
         let way = Way::of(tenant, facts, mode.layout);
-        flows.push(match mode.layout {
-            Layout::Old => old_flow(tenant.vnid, &way, facts, mode),
-            Layout::New => new_flow(tenant.vnid, &way),
-        });
-        if mode.layout == Layout::New {
-            groups.extend(group(tenant.vnid, &way, facts, mode));
+        match mode.layout {
+            Layout::Old => flows.push(old_flow(tenant.vnid, &way, facts, mode)),
+            Layout::New => {
+                flows.extend(new_flows(tenant.vnid, &way));
+                groups.extend(self::groups(tenant.vnid, &way, facts, mode));
+            }
         }
     }
     flows.sort();
@@ -34,8 +40,15 @@ enum Way {
     /// Out of this node, even if others could be used as well: a packet that came over the tunnel
     /// must not be sent on over it.
     Here,
-    /// Through the tunnel to these nodes, as numbers.
-    To(BTreeSet<Ipv4Addr>),
+    /// Through the tunnel.
+    To(Nodes),
+}
+
+/// Nodes by address, as numbers.
+struct Nodes {
+    all: BTreeSet<Ipv4Addr>,
+    /// Those that new connections go to, if that is not all of them.
+    fresh: Option<BTreeSet<Ipv4Addr>>,
 }
 
 impl Way {
@@ -45,8 +58,14 @@ impl Way {
         if nodes().any(|node| facts.is_here(node)) {
             return Self::Here;
         }
-        let addresses: BTreeSet<Ipv4Addr> = nodes().map(|node| node.host_ip).collect();
-        if addresses.is_empty() { Self::Nowhere } else { Self::To(addresses) }
+        let all: BTreeSet<Ipv4Addr> = nodes().map(|node| node.host_ip).collect();
+        if all.is_empty() {
+            return Self::Nowhere;
+        }
+        let fresh: BTreeSet<Ipv4Addr> =
+            nodes().filter(|node| !node.draining).map(|node| node.host_ip).collect();
+        let fresh = Some(fresh).filter(|fresh| !fresh.is_empty() && *fresh != all);
+        Self::To(Nodes { all, fresh })
     }
 }
 
@@ -57,20 +76,38 @@ fn old_flow(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> String {
         Way::Here => format!("{matching} actions={},goto_table:101", to_gateway(vnid, facts, mode)),
         // One IP, so one node.
         Way::To(nodes) => {
-            let sends: Vec<String> = nodes.iter().map(|node| to_node(*node)).collect();
+            let sends: Vec<String> = nodes.all.iter().map(|node| to_node(*node)).collect();
             let port = facts.ovs_ports.map_or(1, |ports| ports.vxlan);
             format!("{matching} actions={},output:{port}", sends.join(","))
         }
     }
 }
 
-fn new_flow(vnid: u32, way: &Way) -> String {
-    let commit = match way {
-        Way::Nowhere => return drop_flow(101, vnid),
-        Way::Here => "",
-        Way::To(_) => "ct(commit),",
+fn new_flows(vnid: u32, way: &Way) -> Vec<String> {
+    let to_group = |priority: u16, also: &str, actions: &str, group: u32| {
+        let register = register(vnid);
+        format!(
+            "table=101,priority={priority},{also}ip,reg0={register} actions={actions}group:{group}"
+        )
     };
-    format!("table=101,priority=100,ip,reg0={} actions={commit}group:{vnid}", register(vnid))
+    match way {
+        Way::Nowhere => vec![drop_flow(101, vnid)],
+        Way::Here => vec![to_group(100, "", "", vnid)],
+        Way::To(Nodes { fresh: None, .. }) => vec![to_group(100, "", "ct(commit),", vnid)],
+        Way::To(Nodes { fresh: Some(_), .. }) => {
+            let begin = "ct(commit,exec(set_field:0x1->ct_mark)),";
+            vec![
+                to_group(100, "", "ct(commit),", vnid),
+                to_group(101, "ct_state=+new+trk,", begin, fresh_group(vnid)),
+                to_group(102, "ct_mark=0x1,", "ct(commit),", fresh_group(vnid)),
+            ]
+        }
+    }
+}
+
+/// The number of a VNID's second group: above all VNIDs.
+pub fn fresh_group(vnid: u32) -> u32 {
+    vnid | 1 << 24
 }
 
 /// All protocols, not only IP.
@@ -83,22 +120,27 @@ pub fn register(vnid: u32) -> String {
     if vnid == 0 { "0".into() } else { format!("{vnid:#x}") }
 }
 
-fn group(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> Option<String> {
+fn groups(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> Vec<String> {
     let (vxlan, gateway) = match facts.ovs_ports {
         Some(ports) => (ports.vxlan.to_string(), ports.gateway.to_string()),
         None => ("vxlan0".into(), "tun0".into()),
     };
-    let buckets: Vec<String> = match way {
-        Way::Nowhere => return None,
-        Way::Here => {
-            vec![format!("bucket=actions={},output:{gateway}", to_gateway(vnid, facts, mode))]
-        }
-        Way::To(nodes) => nodes
-            .iter()
-            .map(|node| format!("bucket=actions={},output:{vxlan}", to_node(*node)))
-            .collect(),
+    let select = |id: u32, buckets: String| format!("group_id={id},type=select,{buckets}");
+    let to_nodes = |id: u32, nodes: &BTreeSet<Ipv4Addr>| {
+        let bucket = |node| format!("bucket=actions={},output:{vxlan}", to_node(node));
+        select(id, nodes.iter().copied().map(bucket).collect())
     };
-    Some(format!("group_id={vnid},type=select,{}", buckets.concat()))
+    match way {
+        Way::Nowhere => Vec::new(),
+        Way::Here => {
+            let actions = to_gateway(vnid, facts, mode);
+            vec![select(vnid, format!("bucket=actions={actions},output:{gateway}"))]
+        }
+        Way::To(Nodes { all, fresh }) => {
+            let fresh = fresh.iter().map(|nodes| to_nodes(fresh_group(vnid), nodes));
+            [to_nodes(vnid, all)].into_iter().chain(fresh).collect()
+        }
+    }
 }
 
 fn to_gateway(vnid: u32, facts: &Facts, mode: &Mode) -> String {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::files::{documents, parse_yaml};
-use crate::cidr::Cidr;
+use crate::{cidr::Cidr, model::DRAINING};
 
 /// A file of objects, locked until this value is dropped.
 #[derive(Debug)]
@@ -174,20 +174,37 @@ impl Edit {
                 && object["metadata"]["name"] == *name
                 && object["egressIPs"].as_array().is_some_and(Vec::is_empty)
         };
-        for document in &mut self.documents {
-            for object in objects_mut(&mut document.value) {
-                let asks = is(object, "NetNamespace") && object["netid"] == vnid;
-                if (asks || is(object, "HostSubnet")) && lists(object, egress_ip) {
-                    unlist_ip(object, egress_ip);
-                    document.touched = true;
-                }
-            }
+        self.touch_all(|object| {
+            let asks = is(object, "NetNamespace") && object["netid"] == vnid;
+            (asks || is(object, "HostSubnet")) && unlist_ip(object, egress_ip)
+        });
+        for document in self.documents.iter_mut().filter(|document| document.touched) {
             if let Some(items) = document.value.get_mut("items").and_then(Value::as_array_mut) {
                 items.retain(|item| !over(item));
             }
-            self.changed |= document.touched;
         }
         self.documents.retain(|document| !(document.touched && over(&document.value)));
+    }
+
+    /// Lets the node of that name host the egress IP, and no other node.
+    pub fn relocate(&mut self, egress_ip: Ipv4Addr, node: &str) {
+        self.touch_all(|object| {
+            if !is(object, "HostSubnet") {
+                false
+            } else if object["metadata"]["name"] == node {
+                list_ip(object, egress_ip)
+            } else {
+                unlist_ip(object, egress_ip)
+            }
+        });
+    }
+
+    /// Marks the node of that name as being drained, or no longer.
+    pub fn set_draining(&mut self, node: &str, draining: bool) {
+        self.touch_all(|object| {
+            let found = is(object, "HostSubnet") && object["metadata"]["name"] == node;
+            found && annotate(object, DRAINING, draining.then_some("true"))
+        });
     }
 
     fn objects(&self) -> impl Iterator<Item = &Value> {
@@ -212,6 +229,16 @@ impl Edit {
             }
         }
         false
+    }
+
+    /// Changes every object; `change` returns whether it did anything.
+    fn touch_all(&mut self, change: impl Fn(&mut Value) -> bool) {
+        for document in &mut self.documents {
+            for object in objects_mut(&mut document.value) {
+                document.touched |= change(object);
+            }
+            self.changed |= document.touched;
+        }
     }
 
     fn push(&mut self, object: Value) {
@@ -270,11 +297,33 @@ fn list_ip(object: &mut Value, ip: Ipv4Addr) -> bool {
     true
 }
 
-fn unlist_ip(object: &mut Value, ip: Ipv4Addr) {
+/// Returns whether it was listed before.
+fn unlist_ip(object: &mut Value, ip: Ipv4Addr) -> bool {
+    let listed = lists(object, ip);
     let text = ip.to_string();
     if let Some(ips) = object.get_mut("egressIPs").and_then(Value::as_array_mut) {
         ips.retain(|listed| *listed != *text);
     }
+    listed
+}
+
+/// Sets or removes an annotation; returns whether it was otherwise before.
+fn annotate(object: &mut Value, name: &str, value: Option<&str>) -> bool {
+    let metadata = &mut object["metadata"];
+    if metadata["annotations"][name].as_str() == value {
+        return false;
+    }
+    match (metadata["annotations"].as_object_mut(), value) {
+        (Some(annotations), Some(value)) => {
+            annotations.insert(name.to_owned(), value.into());
+        }
+        (Some(annotations), None) => {
+            annotations.remove(name);
+        }
+        (None, Some(value)) => metadata["annotations"] = json!({name: value}),
+        (None, None) => {}
+    }
+    true
 }
 
 /// `objects.yaml.lock`: no directory of objects takes it for one of them.

@@ -94,6 +94,23 @@ impl Cluster {
         self
     }
 
+    pub fn draining(self, node: &str) -> Self {
+        self.annotate_node(node, json!({"egress/draining": "true"}))
+    }
+
+    /// Not drained any more.
+    pub fn settled(self, node: &str) -> Self {
+        self.annotate_node(node, json!({}))
+    }
+
+    fn annotate_node(mut self, node: &str, annotations: Value) -> Self {
+        let name = format!("HostSubnet/{node}");
+        let documents = &mut self.documents;
+        let found = documents.iter_mut().find(|document| model::object_name(document) == name);
+        found.expect("has the node")["metadata"]["annotations"] = annotations;
+        self
+    }
+
     pub fn conflict(mut self, node: &str, egress_ip: &str) -> Self {
         self.facts.get_mut(node).unwrap().conflicts.insert(ip(egress_ip));
         self

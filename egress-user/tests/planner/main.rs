@@ -6,6 +6,7 @@ mod allocation;
 mod cluster;
 #[cfg(test)]
 mod defects;
+mod drain;
 #[cfg(test)]
 mod flows;
 #[cfg(test)]

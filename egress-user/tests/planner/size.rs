@@ -25,6 +25,7 @@ fn objects() -> Objects {
             subnet: "10.128.0.0/23".parse().unwrap(),
             egress_ips: (0..EGRESS_IPS / NODES).map(|n| egress_ip(n * NODES + node)).collect(),
             egress_cidrs: Vec::new(),
+            draining: false,
         }));
     }
     for number in 0..NAMESPACES {
