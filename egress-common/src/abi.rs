@@ -23,6 +23,9 @@ pub const BEAT: u32 = 7;
 /// New flows are counted in windows of 2^3 ticks: 1.07 s.
 pub const WINDOW_SHIFT: u32 = 3;
 
+/// 224.0.0.0: multicast begins here, and ends with broadcast.
+const MULTICAST: u32 = 224 << 24;
+
 /// Most networks (cluster, service) that [`Config`] holds.
 pub const MAX_NETWORKS: usize = 32;
 
@@ -36,8 +39,8 @@ pub struct Network {
 
 impl Network {
     #[inline(always)]
-    pub fn contains(&self, address: [u8; 4]) -> bool {
-        u32::from_be_bytes(address) & self.mask == self.address
+    pub fn contains(&self, address: u32) -> bool {
+        address & self.mask == self.address
     }
 }
 
@@ -102,7 +105,7 @@ pub struct Config {
 }
 
 impl Config {
-    fn within(&self, address: [u8; 4], count: u32) -> bool {
+    fn within(&self, address: u32, count: u32) -> bool {
         for (index, network) in (0..).zip(&self.networks) {
             if index == count {
                 return false;
@@ -117,14 +120,17 @@ impl Config {
     /// Whether `address` is a pod's.
     #[inline(always)]
     pub fn is_pod(&self, address: [u8; 4]) -> bool {
-        self.within(address, self.cluster_networks)
+        self.within(u32::from_be_bytes(address), self.cluster_networks)
     }
 
     /// Whether packets to `address` are none of the gateway's business: the cluster and service
     /// networks, this node itself, multicast and broadcast.
     #[inline(always)]
     pub fn is_untouched(&self, address: [u8; 4]) -> bool {
-        address[0] >= 224 || address == self.node || self.within(address, self.network_count)
+        let number = u32::from_be_bytes(address);
+        number >= MULTICAST
+            || number == u32::from_be_bytes(self.node)
+            || self.within(number, self.network_count)
     }
 }
 
@@ -194,6 +200,13 @@ pub struct ReplyKey {
 
 /// The link-layer header's addresses towards the next hop, in three words: destination, source.
 pub type MacWords = [u32; 3];
+
+/// The addresses of the way back: source and destination change places.
+#[inline(always)]
+pub fn turned(macs: MacWords) -> MacWords {
+    let [[d0, d1, d2, d3], [d4, d5, s0, s1], [s2, s3, s4, s5]] = macs.map(u32::to_ne_bytes);
+    [[s0, s1, s2, s3], [s4, s5, d0, d1], [d2, d3, d4, d5]].map(u32::from_ne_bytes)
+}
 
 /// The original direction's entry, as the programs share it: what changes is a `Cell`, a plain
 /// load and a plain store (the BPF target has no relaxed atomics).

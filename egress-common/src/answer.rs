@@ -1,7 +1,7 @@
 //! The packets that tell a sender why nothing became of its own: TCP resets (RFC 9293, section
 //! 3.5.2) and ICMP errors (RFC 792, RFC 1812 section 4.3.2). Built as values, sent elsewhere.
 use crate::{
-    checksum::{finish, fold, sum},
+    checksum::{finish, sum},
     nat::Answer,
     wire::{Ipv4, Packet, protocol, tcp},
 };
@@ -45,8 +45,8 @@ pub fn reset<P: Packet>(packet: &P, ip: &Ipv4) -> Option<[u8; RESET_LEN]> {
         out[20], out[21], out[22], out[23], out[24], out[25], out[26], out[27], out[28], out[29],
         out[30], out[31], out[32], out[33], 0, 0, 0, 0, 0, 0,
     ];
-    let pseudo = sum(&ip.source) + sum(&ip.destination) + u32::from(protocol::TCP) + 20;
-    let checksum = finish(fold(pseudo + sum(&tail)) as u32);
+    let pseudo = sum(&ip.source) + sum(&ip.destination) + sum(&[0, protocol::TCP, 0, 20]);
+    let checksum = finish(pseudo + sum(&tail));
     out[36] = checksum[0];
     out[37] = checksum[1];
     Some(out)

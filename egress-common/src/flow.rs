@@ -7,7 +7,7 @@ use core::cell::Cell;
 use crate::{
     abi::{
         Claim, Config, FragmentKey, FragmentOwner, MacWords, NextHop, OriginalFlow, OriginalKey,
-        ReplyFlow, ReplyKey, Slot, action,
+        ReplyFlow, ReplyKey, Slot, action, turned,
     },
     expiry,
     lease::{Search, lease},
@@ -127,7 +127,7 @@ fn move_home<T: Tables>(
     {
         reply.node.set(scratch.origin.node);
         reply.ifindex.set(scratch.origin.ifindex);
-        reply.macs.set(scratch.origin.macs);
+        reply.macs.set(turned(scratch.origin.macs));
     }
     flow.node.set(scratch.origin.node);
     flow.ifindex.set(scratch.origin.ifindex);

@@ -6,7 +6,7 @@ use crate::{
     flow::{Scratch, still_allowed, way_back},
     nat::{By, Origin, Translation, Way},
     reason::Reason,
-    rewrite::{Edit, ErrorEdit, Hop, Rewrite, Side, ip_bytes},
+    rewrite::{Edit, ErrorEdit, Hop, Rewrite, Side, ip_words},
     tables::Tables,
     wire::{Ipv4, Packet, Ports, icmp, protocol},
 };
@@ -74,7 +74,7 @@ pub fn reply_error<P: Packet, T: Tables>(
         .ok_or(Reason::Malformed)?;
     scratch.translation = Translation {
         rewrite: Rewrite {
-            ip: ip_bytes(ip, Side::Destination, flow.pod, Hop::Program),
+            ip: ip_words(ip, Side::Destination, flow.pod, Hop::Program),
             edit: Edit::Error(edit),
         },
         way: way_back(flow),
@@ -111,7 +111,7 @@ pub fn original_error<P: Packet, T: Tables>(
         error_edit(packet, ip, &inner, Side::Destination, mapping).ok_or(Reason::Malformed)?;
     scratch.translation = Translation {
         rewrite: Rewrite {
-            ip: ip_bytes(ip, Side::Source, slot.egress_ip, hop),
+            ip: ip_words(ip, Side::Source, slot.egress_ip, hop),
             edit: Edit::Error(edit),
         },
         way: Way { by: By::Neighbour, ifindex: slot.uplink, ..Way::default() },
@@ -131,7 +131,7 @@ fn error_edit<P: Packet>(
 ) -> Option<ErrorEdit> {
     let (address, port) = new;
     // The quoted TTL is the sender's business: only the address changes.
-    let ip = ip_bytes(&inner.ip, side, address, Hop::Stack);
+    let ip = ip_words(&inner.ip, side, address, Hop::Stack);
     let old_address = match side {
         Side::Source => inner.ip.source,
         Side::Destination => inner.ip.destination,
@@ -154,7 +154,8 @@ fn error_edit<P: Packet>(
         protocol::ICMP => 2,
         _ => 0,
     };
-    let mut changed = address_delta + delta(&inner.ip.checksum, &[ip[2], ip[3]]) + port_delta;
+    let [_, _, c0, c1] = ip[0].to_ne_bytes();
+    let mut changed = address_delta + delta(&inner.ip.checksum, &[c0, c1]) + port_delta;
     let quoted = if field == 0 { None } else { packet.read::<2>(inner.transport + field) };
     let (checksum_offset, checksum) = match quoted {
         None => (0, [0, 0]),

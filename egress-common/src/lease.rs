@@ -4,7 +4,7 @@
 //! which two flows have wanted one port is crowded: its bitmap says which ports are left, so that
 //! they are found up to the last one in a bounded number of tries.
 use crate::{
-    abi::{Claim, ReplyFlow, ReplyKey},
+    abi::{Claim, ReplyFlow, ReplyKey, turned},
     crowd::{self, NO_PORT},
     expiry::remaining,
     flow::{Context, Scratch, remove_reply_pair},
@@ -65,7 +65,7 @@ pub fn lease<T: Tables>(
         slot: scratch.translation.slot,
         node: origin.node.into(),
         ifindex: origin.ifindex.into(),
-        macs: origin.macs.into(),
+        macs: turned(origin.macs).into(),
         tag: scratch.tag,
         life: Life::new(context.now, 0),
         pad: 0,

@@ -127,7 +127,7 @@ pub struct Origin {
     pub node: [u8; 4],
     /// The interface the packet arrived on.
     pub ifindex: u32,
-    /// The link-layer addresses of the way back: the pod's, then the gateway's.
+    /// The link-layer addresses that it came with: [`turned`](crate::abi::turned), the way back.
     pub macs: MacWords,
     /// Who forwards the packet.
     pub hop: Hop,

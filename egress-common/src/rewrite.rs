@@ -1,14 +1,17 @@
 //! A rewrite: the bytes of a packet that change, as a value.
 use crate::{
-    checksum::{delta, update},
+    checksum::{Sum, delta, update},
     wire::{Ipv4, Kind, Transport, protocol},
 };
+
+/// Bytes 8 to 19 of an IPv4 header, in words as they lie in memory: TTL, protocol and checksum;
+/// source; destination. As single bytes they would be put together anew where they are written.
+pub type IpWords = [u32; 3];
 
 /// The bytes that change. Applied with the kernel's checksum helpers on tc, by stores on XDP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rewrite {
-    /// Bytes 8 to 19 of the IPv4 header: TTL, protocol, checksum, source, destination.
-    pub ip: [u8; 12],
+    pub ip: IpWords,
     pub edit: Edit,
 }
 
@@ -34,8 +37,8 @@ pub struct PortEdit {
     /// 0: no checksum changes.
     pub checksum_offset: usize,
     /// What the changed address adds to the checksum; 0 where no pseudo header is summed.
-    pub address_delta: u32,
-    pub port_delta: u32,
+    pub address_delta: Sum,
+    pub port_delta: Sum,
     /// UDP: a checksum of zero means none and stays.
     pub zero_is_none: bool,
 }
@@ -45,7 +48,7 @@ pub struct PortEdit {
 pub struct ErrorEdit {
     pub ip_offset: usize,
     /// As [`Rewrite::ip`], of the inner header.
-    pub ip: [u8; 12],
+    pub ip: IpWords,
     /// 0: the quoted packet has no port.
     pub port_offset: usize,
     pub port: [u8; 2],
@@ -76,10 +79,9 @@ pub enum Hop {
     Stack,
 }
 
-/// Bytes 8 to 19 of an IPv4 header with one address replaced, the TTL taken down by `hop`, and the
-/// checksum to match.
+/// An IPv4 header with one address replaced, the TTL taken down by `hop`, and the checksum to match.
 #[inline(always)]
-pub fn ip_bytes(ip: &Ipv4, side: Side, address: [u8; 4], hop: Hop) -> [u8; 12] {
+pub fn ip_words(ip: &Ipv4, side: Side, address: [u8; 4], hop: Hop) -> IpWords {
     let (old, source, destination) = match side {
         Side::Source => (ip.source, address, ip.destination),
         Side::Destination => (ip.destination, ip.source, address),
@@ -89,21 +91,8 @@ pub fn ip_bytes(ip: &Ipv4, side: Side, address: [u8; 4], hop: Hop) -> [u8; 12] {
         Hop::Stack => ip.ttl,
     };
     let changed = delta(&old, &address) + delta(&[ip.ttl, ip.protocol], &[ttl, ip.protocol]);
-    let checksum = update(ip.checksum, changed);
-    [
-        ttl,
-        ip.protocol,
-        checksum[0],
-        checksum[1],
-        source[0],
-        source[1],
-        source[2],
-        source[3],
-        destination[0],
-        destination[1],
-        destination[2],
-        destination[3],
-    ]
+    let [c0, c1] = update(ip.checksum, changed);
+    [[ttl, ip.protocol, c0, c1], source, destination].map(u32::from_ne_bytes)
 }
 
 /// The rewrite of a packet that names a flow by itself: one end becomes `address` and, where the
@@ -136,5 +125,5 @@ pub fn rewrite(
         port_delta: if offset != 0 { delta(&old_port, &port) } else { 0 },
         zero_is_none: ip.protocol == protocol::UDP || ip.protocol == protocol::UDP_LITE,
     };
-    Rewrite { ip: ip_bytes(ip, side, address, hop), edit: Edit::Ports(edit) }
+    Rewrite { ip: ip_words(ip, side, address, hop), edit: Edit::Ports(edit) }
 }

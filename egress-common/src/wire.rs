@@ -18,6 +18,13 @@ pub mod protocol {
     }
 }
 
+/// Three words as they stand in a packet.
+#[inline(always)]
+pub fn bytes(words: [u32; 3]) -> [u8; 12] {
+    let [a, b, c] = words.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3]]
+}
+
 /// TCP flag bits.
 pub mod tcp {
     pub const FIN: u8 = 0x01;
@@ -50,22 +57,23 @@ pub trait Packet {
     fn length(&self) -> u64;
 }
 
-/// What the engine needs of an IPv4 header.
+/// What the engine needs of an IPv4 header. The addresses lie where a word can be read at once.
+#[repr(C, align(4))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ipv4 {
-    /// The header's first byte: version and length.
-    pub first: u8,
-    pub total_len: u16,
-    pub id: [u8; 2],
-    pub dont_fragment: bool,
-    pub more_fragments: bool,
-    /// In units of 8 bytes.
-    pub fragment_offset: u16,
-    pub ttl: u8,
-    pub protocol: u8,
-    pub checksum: [u8; 2],
     pub source: [u8; 4],
     pub destination: [u8; 4],
+    pub total_len: u16,
+    pub id: [u8; 2],
+    /// In units of 8 bytes.
+    pub fragment_offset: u16,
+    pub checksum: [u8; 2],
+    /// The header's first byte: version and length.
+    pub first: u8,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub dont_fragment: bool,
+    pub more_fragments: bool,
 }
 
 impl Ipv4 {

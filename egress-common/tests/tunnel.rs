@@ -14,6 +14,9 @@ const MAPPED: End = (EGRESS_IP, 5353);
 const SERVER: End = (REMOTE, 53);
 const SOURCE_NODE: [u8; 4] = [10, 0, 0, 3];
 const MTU: u32 = 200;
+/// Destination and source of a link-layer header: the gateway's, then the pod's.
+const CAME_WITH: [[u8; 4]; 3] = [[2, 0, 0, 0], [0, 1, 10, 88], [10, 130, 0, 7]];
+const GOES_BACK_WITH: [[u8; 4]; 3] = [[10, 88, 10, 130], [0, 7, 2, 0], [0, 0, 0, 1]];
 
 /// A gateway with a flow of a pod behind the tunnel.
 fn gateway() -> Host {
@@ -23,7 +26,7 @@ fn gateway() -> Host {
         vnid: TENANT,
         node: SOURCE_NODE,
         ifindex: 9,
-        macs: [7, 8, 9],
+        macs: CAME_WITH.map(u32::from_ne_bytes),
         ..Origin::default()
     };
     let found = host.original(origin, &udp(CLIENT, SERVER, b"x").bytes());
@@ -41,7 +44,7 @@ fn a_reply_goes_back_through_the_tunnel_to_its_node() {
     assert!(matches!(host.arrive(&reply(100, 0).bytes()), Outcome::Sent(_)));
     let way = host.scratch.translation.way;
     assert_eq!((way.by, way.vnid, way.node), (By::Tunnel, TENANT, SOURCE_NODE));
-    assert_eq!(way.macs, [7, 8, 9]);
+    assert_eq!(way.macs.map(u32::to_ne_bytes), GOES_BACK_WITH);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What each tc hook does with a packet: ask the engine, do what it says, count.
 use aya_ebpf::programs::TcContext;
 use egress_common::{
-    abi::{Path, data_path},
+    abi::{Path, data_path, turned},
     answer,
     flow::Scratch,
     mark::{mark, vnid_of_mark},
@@ -73,7 +73,7 @@ fn from_tunnel(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
-    let macs = skb.macs_back(0).ok_or(Reason::Malformed)?;
+    let macs = skb.macs(0).ok_or(Reason::Malformed)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
     scratch.origin = Origin { vnid, node, ifindex: skb.ifindex(), macs, hop: Hop::Program };
     send_original(skb, scratch, Path::Tunnel)
@@ -86,7 +86,7 @@ fn from_gateway(skb: &Skb) -> Result<i32, Reason> {
     }
     skb.pull::<{ ETH_LEN + 60 }>();
     let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
-    let macs = skb.macs_back(0).ok_or(Reason::Malformed)?;
+    let macs = skb.macs(0).ok_or(Reason::Malformed)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
     scratch.origin = Origin { vnid, node: [0; 4], ifindex: skb.ifindex(), macs, hop: Hop::Program };
     send_original(skb, scratch, Path::Gateway)
@@ -296,14 +296,15 @@ fn answer_pod(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
     let origin = &scratch.origin;
     let by = if origin.node == [0; 4] { By::Link } else { By::Tunnel };
     let Origin { ifindex, macs, vnid, node, .. } = *origin;
-    Ok(send(skb, &Way { by, ifindex, macs, vnid, node, entropy: 0 }))
+    Ok(send(skb, &Way { by, ifindex, macs: turned(macs), vnid, node, entropy: 0 }))
 }
 
 /// Turns a packet from outside into the answer to it, and sends it back out of the uplink.
 #[inline(always)]
 fn answer_outside(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
-    let macs = skb.macs_back(0).ok_or(scratch.answer.reason)?;
+    let macs = skb.macs(0).ok_or(scratch.answer.reason)?;
     become_answer(skb, &scratch.answer)?;
+    let macs = turned(macs);
     Ok(send(skb, &Way { by: By::Link, ifindex: skb.ifindex(), macs, ..Way::default() }))
 }
 

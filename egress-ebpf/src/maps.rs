@@ -295,7 +295,8 @@ impl Tables for Maps {
         if result != 0 || lookup.ifindex != uplink {
             return false;
         }
-        *macs = mac_words(lookup.dmac, lookup.smac);
+        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (lookup.dmac, lookup.smac);
+        *macs = mac_words([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]);
         true
     }
 }
@@ -308,15 +309,11 @@ pub fn scratch() -> Option<&'static mut Scratch> {
     SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).0 })
 }
 
-/// Destination and source as they stand in a link-layer header.
+/// A link-layer header's addresses.
 #[inline(always)]
-pub fn mac_words(destination: [u8; 6], source: [u8; 6]) -> MacWords {
-    let (d, s) = (destination, source);
-    [
-        u32::from_ne_bytes([d[0], d[1], d[2], d[3]]),
-        u32::from_ne_bytes([d[4], d[5], s[0], s[1]]),
-        u32::from_ne_bytes([s[2], s[3], s[4], s[5]]),
-    ]
+pub fn mac_words(header: [u8; 12]) -> MacWords {
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = header;
+    [[d0, d1, d2, d3], [d4, d5, s0, s1], [s2, s3, s4, s5]].map(u32::from_ne_bytes)
 }
 
 #[inline(always)]

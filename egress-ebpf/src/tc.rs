@@ -13,11 +13,11 @@ use aya_ebpf::{
 };
 use egress_common::{
     abi::{Config, MacWords},
-    checksum::fold,
+    checksum::{Sum, fold},
     mark::Layout,
     reason::Reason,
     rewrite::{Edit, ErrorEdit, PortEdit, Rewrite},
-    wire::Packet,
+    wire::{Packet, bytes},
 };
 
 use crate::maps::mac_words;
@@ -171,18 +171,15 @@ impl Skb {
         self.bytes::<2>(12) == Some(ETH_P_IP)
     }
 
-    /// The addresses of a way back, from the link-layer header at `offset`: source and destination
-    /// change places.
+    /// The addresses in the link-layer header at `offset`.
     #[inline(always)]
-    pub fn macs_back(&self, offset: usize) -> Option<MacWords> {
-        let header: [u8; 12] = self.bytes(offset)?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = header;
-        Some(mac_words([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5]))
+    pub fn macs(&self, offset: usize) -> Option<MacWords> {
+        Some(mac_words(self.bytes(offset)?))
     }
 
     #[inline(always)]
     pub fn set_macs(&self, macs: MacWords) -> Result<(), Reason> {
-        self.write(0, mac_bytes(macs))
+        self.write(0, bytes(macs))
     }
 
     /// Adds (or, negative, removes) room between the link-layer header and the IPv4 header.
@@ -201,7 +198,7 @@ impl Skb {
             Edit::Ports(edit) => self.apply_ports(edit)?,
             Edit::Error(edit) => self.apply_error(edit)?,
         }
-        self.write(ETH_LEN + 8, rewrite.ip)
+        self.write(ETH_LEN + 8, bytes(rewrite.ip))
     }
 
     #[inline(always)]
@@ -222,18 +219,17 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn add_to_checksum(&self, offset: u32, delta: u32, flags: u64) -> Result<(), Reason> {
-        // The helper takes a sum over words in memory's byte order.
-        let sum = u64::from(fold(delta).to_be());
+    fn add_to_checksum(&self, offset: u32, delta: Sum, flags: u64) -> Result<(), Reason> {
+        let delta = u64::from(fold(delta));
         // SAFETY: the program's own context; size 0 makes `to` a difference.
-        let result = unsafe { kernel::bpf_l4_csum_replace(self.skb, offset, 0, sum, flags) };
+        let result = unsafe { kernel::bpf_l4_csum_replace(self.skb, offset, 0, delta, flags) };
         if result == 0 { Ok(()) } else { Err(Reason::Unwritable) }
     }
 
     /// ICMP has no pseudo header and is never CHECKSUM_PARTIAL: plain stores do.
     #[inline(always)]
     fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
-        self.write(ETH_LEN + edit.ip_offset + 8, edit.ip)?;
+        self.write(ETH_LEN + edit.ip_offset + 8, bytes(edit.ip))?;
         if edit.port_offset != 0 {
             self.write(ETH_LEN + edit.port_offset, edit.port)?;
         }
@@ -366,13 +362,6 @@ pub unsafe fn store<const N: usize>(at: *mut u8, bytes: [u8; N]) {
         // SAFETY: the caller's promise.
         unsafe { *at.add(done) = bytes[done] };
     }
-}
-
-/// As they stand in a frame.
-#[inline(always)]
-pub fn mac_bytes(macs: MacWords) -> [u8; 12] {
-    let [a, b, c] = macs.map(u32::to_ne_bytes);
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3]]
 }
 
 /// The rule by which marks are made on this node.

@@ -17,13 +17,13 @@ use egress_common::{
     reason::Reason,
     state,
     tables::Tables,
-    wire::protocol,
+    wire::{bytes, protocol},
 };
 
 use crate::{
     hooks::{ask_original, count_original, counted, said, send},
     maps::{Maps, count_path, node_hop},
-    tc::{At, ETH_LEN, Skb, act, layout, mac_bytes},
+    tc::{At, ETH_LEN, Skb, act, layout},
     vxlan::{self, INNER, INNER_ETH, OUTER_LEN, outer_ip, outer_udp},
 };
 
@@ -109,7 +109,7 @@ fn encapsulate(skb: &Skb, config: &Config, way: &Way) -> Result<i32, Reason> {
     skb.adjust_room(OUTER_LEN as i32, u64::from(flags) | (ETH_LEN as u64) << 56)?;
     skb.write(ETH_LEN, outer_ip(config.node, way.node, inner_tos, inner_len))?;
     skb.write(ETH_LEN + 20, outer_udp(config.vxlan_port, way, inner_len))?;
-    skb.write(INNER_ETH, mac_bytes(way.macs))?;
+    skb.write(INNER_ETH, bytes(way.macs))?;
     skb.write(INNER_ETH + 12, [0x08, 0x00])?;
     skb.set_mark(0);
     skb.stamp(config.stamp);

@@ -49,13 +49,11 @@ pub fn recognise<F: Packet>(frame: &F, config: &Config, origin: &mut Origin) -> 
     if outer_ecn != 0 && outer_ecn != inner_ecn {
         return said::PASS;
     }
-    let Some([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]) = frame.read::<12>(INNER_ETH) else {
-        return said::PASS;
-    };
+    let Some(macs) = frame.read(INNER_ETH) else { return said::PASS };
+    // Read anew: a word of its own, where bytes of the header would be stored one by one.
+    let Some(node) = frame.read(ETH_LEN + 12) else { return said::PASS };
     let vnid = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
-    let node = [outer[12], outer[13], outer[14], outer[15]];
-    // The way back: the addresses change places.
-    let macs = mac_words([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5]);
+    let macs = mac_words(macs);
     *origin = Origin { vnid, node, ifindex: config.tunnel, macs, hop: Hop::Program };
     said::TRANSLATE
 }

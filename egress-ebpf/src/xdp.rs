@@ -25,13 +25,13 @@ use egress_common::{
     rewrite::{Edit, ErrorEdit, Hop, PortEdit, Rewrite},
     state,
     tables::Tables,
-    wire::{Packet, protocol},
+    wire::{Packet, bytes, protocol},
 };
 
 use crate::{
     hooks::{count_original, count_reply, said},
     maps::{Maps, count_path, count_reason, node_hop, scratch},
-    tc::{ETH_LEN, ETH_P_IP, MAX_OFFSET, load, mac_bytes, store},
+    tc::{ETH_LEN, ETH_P_IP, MAX_OFFSET, load, store},
     vxlan::{self, INNER, INNER_ETH, OUTER_LEN, outer_ip, outer_udp},
 };
 
@@ -125,7 +125,7 @@ impl Frame {
 
     #[inline(always)]
     fn set_macs(&self, macs: MacWords) -> Result<(), Reason> {
-        self.write(0, mac_bytes(macs))
+        self.write(0, bytes(macs))
     }
 
     /// Takes bytes off the front, or (negative) adds some.
@@ -144,7 +144,7 @@ impl Frame {
             Edit::Ports(edit) => self.apply_ports(edit)?,
             Edit::Error(edit) => self.apply_error(edit)?,
         }
-        self.write(ETH_LEN + 8, rewrite.ip)
+        self.write(ETH_LEN + 8, bytes(rewrite.ip))
     }
 
     #[inline(always)]
@@ -163,7 +163,7 @@ impl Frame {
 
     #[inline(always)]
     fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
-        self.write(ETH_LEN + edit.ip_offset + 8, edit.ip)?;
+        self.write(ETH_LEN + edit.ip_offset + 8, bytes(edit.ip))?;
         if edit.port_offset != 0 {
             self.write(ETH_LEN + edit.port_offset, edit.port)?;
         }
@@ -291,9 +291,9 @@ fn is_whole<const BASE: usize>(frame: &Frame) -> u32 {
     };
     let Some(field) = field else { return 0 };
     let addresses = [ip[12], ip[13], ip[14], ip[15], ip[16], ip[17], ip[18], ip[19]];
-    let length = u32::from(u16::from_be_bytes([ip[2], ip[3]])).wrapping_sub(20);
-    let pseudo = fold(sum(&addresses) + u32::from(ip[9]) + (length & 0xffff));
-    u32::from(pseudo.to_be_bytes() != field)
+    let [l0, l1] = u16::from_be_bytes([ip[2], ip[3]]).wrapping_sub(20).to_be_bytes();
+    let pseudo = fold(sum(&addresses) + sum(&[0, ip[9], l0, l1]));
+    u32::from(pseudo.to_ne_bytes() != field)
 }
 
 #[inline(never)]
@@ -313,5 +313,5 @@ fn encapsulate(frame: &Frame, config: &Config, way: &Way, inner_len: u32) -> Res
     frame.shorten(-(OUTER_LEN as i32))?;
     frame.write(ETH_LEN, outer_ip(config.node, way.node, inner_tos, inner_len))?;
     frame.write(ETH_LEN + 20, outer_udp(config.vxlan_port, way, inner_len))?;
-    frame.write(INNER_ETH, mac_bytes(way.macs))
+    frame.write(INNER_ETH, bytes(way.macs))
 }

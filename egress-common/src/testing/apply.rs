@@ -2,7 +2,7 @@
 use crate::{
     checksum::{update, update_udp},
     rewrite::{Edit, Rewrite},
-    wire::Packet,
+    wire::{Packet, bytes},
 };
 
 /// Bytes in memory as a packet.
@@ -41,7 +41,7 @@ pub fn apply(packet: &mut [u8], rewrite: &Rewrite) {
             }
         }
         Edit::Error(edit) => {
-            write(packet, edit.ip_offset + 8, &edit.ip);
+            write(packet, edit.ip_offset + 8, &bytes(edit.ip));
             if edit.port_offset != 0 {
                 write(packet, edit.port_offset, &edit.port);
             }
@@ -51,5 +51,5 @@ pub fn apply(packet: &mut [u8], rewrite: &Rewrite) {
             write(packet, edit.icmp_checksum_offset, &edit.icmp_checksum);
         }
     }
-    write(packet, 8, &rewrite.ip);
+    write(packet, 8, &bytes(rewrite.ip));
 }

@@ -5,11 +5,11 @@ use crate::{
     wire::{icmp, protocol},
 };
 
-fn sum(bytes: &[u8]) -> u32 {
+fn sum(bytes: &[u8]) -> u64 {
     let pairs = bytes
         .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
-    u32::from(fold(pairs.fold(0, |total, word| u32::from(fold(total + word)))))
+        .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)));
+    u64::from(fold(pairs.sum()))
 }
 
 /// Whether all checksums of a packet are right, as far as they are in it: the header's, and the
