@@ -223,6 +223,9 @@ pub fn translate_original<P: Packet, T: Tables>(
 #[inline(never)]
 fn look_at<P: Packet>(packet: &P, scratch: &mut Scratch) -> Result<(), Reason> {
     scratch.ip = Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
+    if !scratch.ip.is_intact(packet) {
+        return Err(Reason::Malformed);
+    }
     scratch.transport = Transport::read(packet, &scratch.ip);
     Ok(())
 }
@@ -235,7 +238,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
     scratch: &mut Scratch,
 ) -> Result<Verdict, Reason> {
     let config = tables.config().ok_or(Reason::NotReady)?;
-    // Too short for IPv4, or no IPv4: the node's own affair.
+    // Too short for IPv4, no IPv4, or spoilt: the node's own affair.
     if look_at(packet, scratch).is_err() || scratch.ip.destination == config.node {
         return Ok(Verdict::Pass);
     }

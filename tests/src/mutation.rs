@@ -1,10 +1,24 @@
 //! Frames made wrong: a few bytes at a time, the same ones every time.
 
+use egress_common::testing::packet::checksum;
+
 /// Of the header before a packet.
 const ETH_LEN: usize = 14;
 
 /// Chance that comes out the same every time. It must not begin with 0.
 pub struct Chance(pub u64);
+
+/// Makes the checksum of the IPv4 header at this place right, so that what is behind it is looked at.
+pub fn mend(frame: &mut [u8], at: usize) {
+    let header = frame.get(at).map_or(0, |first| usize::from(first & 15) * 4);
+    if let Some(header) = frame.get_mut(at..at + header)
+        && header.len() >= 20
+    {
+        header[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum(header);
+        header[10..12].copy_from_slice(&sum);
+    }
+}
 
 impl Chance {
     fn next(&mut self) -> u64 {

@@ -9,7 +9,7 @@ use egress_common::testing::{
     stories,
 };
 use egress_tests::{
-    mutation::Chance,
+    mutation::{Chance, mend},
     netns::Netns,
     test_run::{
         Programs,
@@ -76,7 +76,11 @@ fn a_mutated_frame_is_sent_right_or_passed_as_it_came_or_dropped() -> Result<()>
         let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
         for _ in 0..MUTANTS {
             let mut frame = frames[chance.below(frames.len())].clone();
+            let in_tunnel = frame[30..34] == NODE;
             chance.mutate(&mut frame);
+            if chance.below(4) != 0 {
+                mend(&mut frame, if in_tunnel { 64 } else { ETH_LEN });
+            }
             let (said, out) = gateway.frame(&frame)?;
             *seen.entry(said).or_default() += 1;
             match said {

@@ -14,7 +14,7 @@ use egress_common::{
 };
 use egress_tests::{
     gateway::Gateway,
-    mutation::Chance,
+    mutation::{Chance, mend},
     rig::{Rig, objects, topology::UPLINK},
     test_run::xdp::in_vxlan,
     traffic::{Download, TcpServer, tcp_exchange},
@@ -113,6 +113,9 @@ fn a_million_mutated_frames_let_no_pods_address_out_and_hurt_nobody() -> Result<
         for _ in 0..MUTANTS {
             let mut frame = frames[chance.below(frames.len())].clone();
             chance.mutate(&mut frame);
+            if chance.below(4) != 0 {
+                mend(&mut frame, 64);
+            }
             // Of the same tenant: one without a policy is the node's own business.
             if let Some(vnid) = frame.get_mut(46..49) {
                 vnid.copy_from_slice(&pod.vnid.to_be_bytes()[1..]);

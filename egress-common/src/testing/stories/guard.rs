@@ -5,7 +5,7 @@ use crate::{
         gateway::{
             EGRESS_IP, Gateway, NODE, NORMAL, OTHER_EGRESS_IP, Outcome, POD, REMOTE, TENANT,
         },
-        packet::{End, echo, tcp, udp},
+        packet::{Datagram, End, echo, tcp, udp},
         stories::{same, stories},
     },
     wire::tcp::{ACK, SYN},
@@ -19,6 +19,7 @@ stories![
     a_marked_packet_to_the_cluster_passes,
     headers_cut_short_are_dropped,
     lengths_that_contradict_are_dropped,
+    a_header_whose_checksum_is_wrong_is_not_translated,
     headers_from_outside_cut_short_are_not_answered,
 ];
 
@@ -90,6 +91,23 @@ fn lengths_that_contradict_are_dropped(gateway: &mut dyn Gateway) {
         assert_eq!(found, Outcome::Dropped(Reason::Malformed), "{what}");
     }
     assert_eq!(gateway.mappings(), []);
+}
+
+fn a_header_whose_checksum_is_wrong_is_not_translated(gateway: &mut dyn Gateway) {
+    gateway.pod_sends(&tcp(CLIENT, SERVER, SYN), &tcp(MAPPED, SERVER, SYN));
+    for options in [0, 4, 40] {
+        let with = |packet: Datagram| packet.options(&[1; 40][..options]);
+        let (out, back) = (with(tcp(CLIENT, SERVER, ACK)), with(tcp(SERVER, MAPPED, ACK)));
+        for at in [1, 4, 10, 12, 19 + options] {
+            let mut bytes = out.bytes();
+            bytes[at] ^= 2;
+            same(gateway.leave_pod(TENANT, &bytes), Outcome::Dropped(Reason::Malformed));
+            let mut bytes = back.bytes();
+            bytes[at] ^= 2;
+            // To the stack, which drops it.
+            same(gateway.arrive(&bytes), Outcome::Passed);
+        }
+    }
 }
 
 fn headers_from_outside_cut_short_are_not_answered(gateway: &mut dyn Gateway) {

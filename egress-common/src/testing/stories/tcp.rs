@@ -35,6 +35,7 @@ stories![
     a_connection_from_outside_is_reset,
     a_segment_from_outside_without_a_flow_is_reset_by_its_own_numbers,
     the_reset_acknowledges_data_syn_and_fin,
+    a_segment_with_all_options_from_outside_is_reset,
     a_stray_reset_from_outside_is_not_answered,
     a_reply_from_another_port_or_host_is_not_delivered,
     a_reply_to_another_tenants_address_is_not_delivered,
@@ -196,6 +197,12 @@ fn the_reset_acknowledges_data_syn_and_fin(gateway: &mut dyn Gateway) {
     let odd = odd.options(&[1; 8]);
     let expected = Outcome::Answered(Reason::Refused, reset(0, Some(1007)));
     same(gateway.arrive(&odd.bytes()), expected);
+}
+
+fn a_segment_with_all_options_from_outside_is_reset(gateway: &mut dyn Gateway) {
+    let numbers = Segment { flags: ACK, acknowledgement: 5, ..Segment::default() };
+    let stray = segment(SERVER, MAPPED, numbers).options(&[1; 40]);
+    same(gateway.arrive(&stray.bytes()), Outcome::Answered(Reason::Refused, reset(5, None)));
 }
 
 fn a_stray_reset_from_outside_is_not_answered(gateway: &mut dyn Gateway) {
