@@ -318,15 +318,16 @@ fn become_answer(skb: &Skb, answer: &Answer) -> Result<(), Reason> {
     if !may_answer(maps.now()) {
         return Err(answer.reason);
     }
+    let options = ip.header_len().saturating_sub(Ipv4::MIN_LEN);
     match answer.kind {
         AnswerKind::Reset => {
             let packet = answer::reset(&At::<ETH_LEN>(*skb), &ip).ok_or(answer.reason)?;
-            skb.replace(packet)?;
+            skb.replace(packet, options)?;
         }
         AnswerKind::Icmp { kind, code } => {
             let packet = answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer, kind, code)
                 .ok_or(answer.reason)?;
-            skb.replace(packet)?;
+            skb.replace(packet, options)?;
         }
     }
     count_reason(answer.reason);

@@ -6,7 +6,8 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
+        bpf_adj_room_mode::{BPF_ADJ_ROOM_MAC, BPF_ADJ_ROOM_NET},
+        bpf_tunnel_key,
     },
     helpers::generated as kernel,
     programs::TcContext,
@@ -239,9 +240,18 @@ impl Skb {
         self.write(ETH_LEN + edit.icmp_checksum_offset, edit.icmp_checksum)
     }
 
-    /// Replaces everything behind the link-layer header.
+    /// Replaces everything behind the link-layer header; `options` bytes of IP options are in it.
+    ///
+    /// The kernel cuts no packet before its transport header, so options are taken out first.
     #[inline(always)]
-    pub fn replace<const N: usize>(&self, packet: [u8; N]) -> Result<(), Reason> {
+    pub fn replace<const N: usize>(&self, packet: [u8; N], options: usize) -> Result<(), Reason> {
+        if options != 0 {
+            let (by, mode) = (-(options as i32), BPF_ADJ_ROOM_NET);
+            // SAFETY: the program's own context.
+            if unsafe { kernel::bpf_skb_adjust_room(self.skb, by, mode, 0) } != 0 {
+                return Err(Reason::Unwritable);
+            }
+        }
         // SAFETY: the program's own context.
         let resized = unsafe { kernel::bpf_skb_change_tail(self.skb, (ETH_LEN + N) as u32, 0) };
         if resized != 0 {
