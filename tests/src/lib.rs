@@ -1,6 +1,7 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
 pub mod bench;
 pub mod gateway;
+pub mod kernel_log;
 pub mod lone;
 pub mod mutation;
 pub mod netns;

@@ -21,6 +21,7 @@ use std::{
     collections::BTreeMap,
     process::id,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -28,6 +29,7 @@ pub use description::Description;
 use topology::{Node, Outside, Pod};
 
 use crate::{
+    kernel_log::KernelLog,
     netns::{self, Netns},
     report::Talker,
 };
@@ -44,10 +46,12 @@ pub enum Snat {
     Kernel,
 }
 
-/// A standing rig. Dropping it removes it, unless it is kept.
+/// A standing rig. Dropping it removes it, unless it is kept; a checksum that the kernel has found
+/// wrong meanwhile makes that a panic.
 #[derive(Debug)]
 pub struct Rig {
     prefix: String,
+    kernel_log: KernelLog,
     /// By the name of the node, pod or host, without prefix. `switch` is the switch.
     members: BTreeMap<String, Netns>,
     /// The node that runs most pods.
@@ -75,6 +79,7 @@ impl Rig {
         }
         let mut rig = Self {
             prefix: prefix.to_owned(),
+            kernel_log: KernelLog::follow()?,
             members: BTreeMap::new(),
             source: topology::source_node(),
             egress: topology::egress_node(),
@@ -225,6 +230,15 @@ impl Rig {
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let complaints = self.kernel_log.complaints();
+        if !thread::panicking() {
+            assert!(complaints.is_empty(), "the kernel says: {complaints:?}");
+        }
     }
 }
 
