@@ -1,7 +1,8 @@
 //! A rewrite: the bytes of a packet that change, as a value.
 use crate::{
     checksum::{Sum, delta, update},
-    wire::{Ipv4, Kind, Transport, protocol},
+    reason::Reason,
+    wire::{Ipv4, Kind, Transport, bytes, protocol},
 };
 
 /// Bytes 8 to 19 of an IPv4 header, in words as they lie in memory: TTL, protocol and checksum;
@@ -57,6 +58,31 @@ pub struct ErrorEdit {
     pub checksum: [u8; 2],
     pub icmp_checksum_offset: usize,
     pub icmp_checksum: [u8; 2],
+}
+
+/// Where a rewrite's bytes go. Offsets are from the outer IPv4 header.
+pub trait Writer {
+    /// # Errors
+    /// The packet is shorter, or may not be written to.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Result<(), Reason>;
+}
+
+impl ErrorEdit {
+    /// ICMP has no pseudo header, and its checksum is never left to a device: plain stores do.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    #[inline(always)]
+    pub fn apply<W: Writer>(&self, packet: &mut W) -> Result<(), Reason> {
+        packet.write(self.ip_offset + 8, bytes(self.ip))?;
+        if self.port_offset != 0 {
+            packet.write(self.port_offset, self.port)?;
+        }
+        if self.checksum_offset != 0 {
+            packet.write(self.checksum_offset, self.checksum)?;
+        }
+        packet.write(self.icmp_checksum_offset, self.icmp_checksum)
+    }
 }
 
 /// Which end of a packet is translated.

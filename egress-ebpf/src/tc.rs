@@ -17,7 +17,7 @@ use egress_common::{
     checksum::{Sum, fold},
     mark::Layout,
     reason::Reason,
-    rewrite::{Edit, ErrorEdit, PortEdit, Rewrite},
+    rewrite::{Edit, PortEdit, Rewrite, Writer},
     wire::{Packet, bytes},
 };
 
@@ -62,6 +62,13 @@ impl<const BASE: usize> Packet for At<BASE> {
     #[inline(always)]
     fn length(&self) -> u64 {
         u64::from(self.0.frame_length()).saturating_sub(BASE as u64)
+    }
+}
+
+impl<const BASE: usize> Writer for At<BASE> {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
+        self.0.write(BASE.wrapping_add(offset), bytes)
     }
 }
 
@@ -197,7 +204,7 @@ impl Skb {
         match &rewrite.edit {
             Edit::Ports(edit) if edit.checksum_offset == 0 => {}
             Edit::Ports(edit) => self.apply_ports(edit)?,
-            Edit::Error(edit) => self.apply_error(edit)?,
+            Edit::Error(edit) => edit.apply(&mut At::<ETH_LEN>(*self))?,
         }
         self.write(ETH_LEN + 8, bytes(rewrite.ip))
     }
@@ -225,19 +232,6 @@ impl Skb {
         // SAFETY: the program's own context; size 0 makes `to` a difference.
         let result = unsafe { kernel::bpf_l4_csum_replace(self.skb, offset, 0, delta, flags) };
         if result == 0 { Ok(()) } else { Err(Reason::Unwritable) }
-    }
-
-    /// ICMP has no pseudo header and is never CHECKSUM_PARTIAL: plain stores do.
-    #[inline(always)]
-    fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
-        self.write(ETH_LEN + edit.ip_offset + 8, bytes(edit.ip))?;
-        if edit.port_offset != 0 {
-            self.write(ETH_LEN + edit.port_offset, edit.port)?;
-        }
-        if edit.checksum_offset != 0 {
-            self.write(ETH_LEN + edit.checksum_offset, edit.checksum)?;
-        }
-        self.write(ETH_LEN + edit.icmp_checksum_offset, edit.icmp_checksum)
     }
 
     /// Replaces everything behind the link-layer header; `options` bytes of IP options are in it.

@@ -22,7 +22,7 @@ use egress_common::{
     flow::Scratch,
     nat::{By, Way, translate_original, translate_reply},
     reason::Reason,
-    rewrite::{Edit, ErrorEdit, Hop, PortEdit, Rewrite},
+    rewrite::{Edit, Hop, PortEdit, Rewrite, Writer},
     state,
     tables::Tables,
     wire::{Packet, bytes, protocol},
@@ -60,6 +60,13 @@ impl<const BASE: usize> Packet for At<BASE> {
     #[inline(always)]
     fn length(&self) -> u64 {
         u64::from(self.0.length()).saturating_sub(BASE as u64)
+    }
+}
+
+impl<const BASE: usize> Writer for At<BASE> {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
+        self.0.write(BASE.wrapping_add(offset), bytes)
     }
 }
 
@@ -142,7 +149,7 @@ impl Frame {
         match &rewrite.edit {
             Edit::Ports(edit) if edit.checksum_offset == 0 => {}
             Edit::Ports(edit) => self.apply_ports(edit)?,
-            Edit::Error(edit) => self.apply_error(edit)?,
+            Edit::Error(edit) => edit.apply(&mut At::<ETH_LEN>(*self))?,
         }
         self.write(ETH_LEN + 8, bytes(rewrite.ip))
     }
@@ -159,18 +166,6 @@ impl Frame {
             return Ok(());
         }
         self.write(ETH_LEN + edit.offset, edit.port)
-    }
-
-    #[inline(always)]
-    fn apply_error(&self, edit: &ErrorEdit) -> Result<(), Reason> {
-        self.write(ETH_LEN + edit.ip_offset + 8, bytes(edit.ip))?;
-        if edit.port_offset != 0 {
-            self.write(ETH_LEN + edit.port_offset, edit.port)?;
-        }
-        if edit.checksum_offset != 0 {
-            self.write(ETH_LEN + edit.checksum_offset, edit.checksum)?;
-        }
-        self.write(ETH_LEN + edit.icmp_checksum_offset, edit.icmp_checksum)
     }
 
     /// Out of `ifindex`, as the frame is.

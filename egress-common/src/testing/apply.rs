@@ -1,7 +1,8 @@
 //! A rewrite, applied to bytes: what tc and XDP do with the kernel's means.
 use crate::{
     checksum::{update, update_udp},
-    rewrite::{Edit, Rewrite},
+    reason::Reason,
+    rewrite::{Edit, Rewrite, Writer},
     wire::{Packet, bytes},
 };
 
@@ -16,6 +17,16 @@ impl Packet for Bytes<'_> {
 
     fn length(&self) -> u64 {
         self.0.len() as u64
+    }
+}
+
+/// Bytes in memory, written to.
+struct BytesMut<'a>(&'a mut [u8]);
+
+impl Writer for BytesMut<'_> {
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
+        self.0.get_mut(offset..offset + N).ok_or(Reason::Unwritable)?.copy_from_slice(&bytes);
+        Ok(())
     }
 }
 
@@ -41,14 +52,7 @@ pub fn apply(packet: &mut [u8], rewrite: &Rewrite) {
             }
         }
         Edit::Error(edit) => {
-            write(packet, edit.ip_offset + 8, &bytes(edit.ip));
-            if edit.port_offset != 0 {
-                write(packet, edit.port_offset, &edit.port);
-            }
-            if edit.checksum_offset != 0 {
-                write(packet, edit.checksum_offset, &edit.checksum);
-            }
-            write(packet, edit.icmp_checksum_offset, &edit.icmp_checksum);
+            edit.apply(&mut BytesMut(packet)).expect("the edit is within the packet");
         }
     }
     write(packet, 8, &bytes(rewrite.ip));
