@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -134,6 +134,9 @@ impl Config {
     }
 }
 
+/// The slot of a VNID that found none: the array has no such element.
+pub const NO_SLOT: u32 = u32::MAX;
+
 /// What [`Slot::action`] says.
 pub mod action {
     /// The element is not in use.
@@ -217,7 +220,7 @@ pub struct OriginalFlow {
     pub egress_port: [u8; 2],
     pub pad: u16,
     pub hop: NextHop,
-    pub slot: u32,
+    pub slot: Cell<u32>,
     /// Where the pod's packets come from: see [`ReplyFlow::node`].
     pub node: Cell<[u8; 4]>,
     pub ifindex: Cell<u32>,
@@ -236,7 +239,7 @@ pub struct ReplyFlow {
     pub pod_port: [u8; 2],
     pub pad: u16,
     pub vnid: u32,
-    pub slot: u32,
+    pub slot: Cell<u32>,
     /// The node whose tunnel the pod is behind; all zero: the pod is behind `ifindex`.
     pub node: Cell<[u8; 4]>,
     /// The device the pod's packets arrived on; 0 without a node: the stack knows the way.
@@ -380,7 +383,9 @@ pub struct Usage {
     /// The current window's number, and the flows that began in it.
     pub window: Cell<u32>,
     pub new_flows: Cell<u32>,
-    pub pad: u32,
+    /// The tick, but for its first byte, and how many answers were sent in it: see
+    /// [`crate::limit::may_answer`].
+    pub answers: Cell<u32>,
 }
 
 /// [`Usage`] as it is copied out of the map.
@@ -390,7 +395,7 @@ pub struct UsageRecord {
     pub flows: u32,
     pub window: u32,
     pub new_flows: u32,
-    pub pad: u32,
+    pub answers: u32,
 }
 
 /// What a policy's packets came to, by slot and CPU.
@@ -401,7 +406,7 @@ pub struct SlotCounters {
     pub original_bytes: u64,
     pub reply_packets: u64,
     pub reply_bytes: u64,
-    pub flows: u64,
+    /// Packets, either way: why is counted for all tenants together.
     pub dropped: u64,
 }
 

@@ -86,7 +86,10 @@ pub fn find_or_create<T: Tables>(
         return create(tables, context, scratch);
     }
     let Origin { node, ifindex, .. } = scratch.origin;
-    if flow.node.get() != node || flow.ifindex.get() != ifindex {
+    if flow.node.get() != node
+        || flow.ifindex.get() != ifindex
+        || flow.slot.get() != scratch.translation.slot
+    {
         move_home(tables, flow, scratch)?;
     }
     scratch.lease.egress_ip = context.slot.egress_ip;
@@ -112,8 +115,8 @@ pub fn count(packets: &Cell<u64>, bytes: &Cell<u64>, by: u64) {
     bytes.set(bytes.get() + by);
 }
 
-/// The pod's packets come another way than before: it moved, or the data path was switched. Its
-/// replies follow.
+/// The pod's packets come another way than before: it moved, the data path was switched, or its
+/// tenant's policy was away and is back in another slot. Its replies follow.
 #[inline(never)]
 fn move_home<T: Tables>(
     tables: &T,
@@ -125,9 +128,14 @@ fn move_home<T: Tables>(
     if let Some(reply) = tables.reply(&scratch.lease)
         && reply.tag == flow.tag
     {
+        reply.slot.set(scratch.translation.slot);
         reply.node.set(scratch.origin.node);
         reply.ifindex.set(scratch.origin.ifindex);
         reply.macs.set(turned(scratch.origin.macs));
+    }
+    if flow.slot.get() != scratch.translation.slot {
+        limit::began(tables, scratch.translation.slot);
+        flow.slot.set(scratch.translation.slot);
     }
     flow.node.set(scratch.origin.node);
     flow.ifindex.set(scratch.origin.ifindex);
@@ -211,7 +219,7 @@ fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch
     if tables.reply(&scratch.lease).is_some_and(|reply| reply.tag == flow.tag) {
         give_back(tables, &scratch.lease);
     }
-    limit::ended(tables, flow.slot, scratch.key.vnid());
+    limit::ended(tables, flow.slot.get(), scratch.key.vnid());
     tables.remove_original(&scratch.key);
 }
 
@@ -224,7 +232,7 @@ pub fn remove_reply_pair<T: Tables>(
 ) {
     *other = original_key(key, flow);
     if tables.original(other).is_some_and(|original| original.tag == flow.tag) {
-        limit::ended(tables, flow.slot, flow.vnid);
+        limit::ended(tables, flow.slot.get(), flow.vnid);
         tables.remove_original(other);
     }
     give_back(tables, key);
@@ -272,7 +280,7 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         egress_ip: scratch.lease.egress_ip,
         egress_port: scratch.lease.egress_port,
         hop: NextHop::new(scratch.macs, generation),
-        slot: scratch.translation.slot,
+        slot: scratch.translation.slot.into(),
         node: scratch.origin.node.into(),
         ifindex: scratch.origin.ifindex.into(),
         tag: scratch.tag,
@@ -308,7 +316,7 @@ pub fn still_allowed<T: Tables>(
     flow: &ReplyFlow,
     egress_ip: [u8; 4],
 ) -> Result<(), Reason> {
-    let slot = tables.slot(flow.slot).ok_or(Reason::PolicyGone)?;
+    let slot = tables.slot(flow.slot.get()).ok_or(Reason::PolicyGone)?;
     if slot.vnid != flow.vnid || slot.action != action::SNAT || slot.egress_ip != egress_ip {
         return Err(Reason::PolicyGone);
     }

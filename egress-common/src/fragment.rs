@@ -45,7 +45,7 @@ pub fn later_reply<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<(), R
     scratch.translation = Translation {
         rewrite: rewrite(ip, &scratch.transport, Side::Destination, pod, Hop::Program),
         way: way_back(flow),
-        slot: flow.slot,
+        slot: flow.slot.get(),
     };
     Ok(())
 }

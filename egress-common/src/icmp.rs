@@ -78,7 +78,7 @@ pub fn reply_error<P: Packet, T: Tables>(
             edit: Edit::Error(edit),
         },
         way: way_back(flow),
-        slot: flow.slot,
+        slot: flow.slot.get(),
     };
     Ok(())
 }

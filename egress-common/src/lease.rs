@@ -62,7 +62,7 @@ pub fn lease<T: Tables>(
         pod: key.pod,
         pod_port: key.pod_port,
         vnid: origin.vnid,
-        slot: scratch.translation.slot,
+        slot: scratch.translation.slot.into(),
         node: origin.node.into(),
         ifindex: origin.ifindex.into(),
         macs: turned(origin.macs).into(),
@@ -126,9 +126,10 @@ impl<T: Tables> Step<T> for Try {
                     found = crowd.pick(scratch.tag.rotate_left(scratch.search.tries));
                 }
             }
-            // The first port that two want towards a destination: from here on it is known which
-            // are taken there. Later the bitmap would have to find that out try by try.
-            None if !leased => crowd::add(tables, scratch),
+            // Only where ports are getting scarce, or a tenant could make so many bitmaps, of a
+            // pair of flows each, that those of others go. What was there before it is found out
+            // try by try.
+            None if !leased && scratch.search.tries >= WALK => crowd::add(tables, scratch),
             None => {}
         }
         if !leased {

@@ -1,5 +1,5 @@
-//! How many flows a tenant may have, and how fast it may begin them: so that one cannot take
-//! another's room.
+//! How many flows a tenant may have, how fast it may begin them, and how much is answered on its
+//! behalf: so that one cannot take another's room.
 use crate::{
     abi::{Slot, WINDOW_SHIFT},
     reason::Reason,
@@ -24,6 +24,25 @@ pub fn admit<T: Tables>(tables: &T, index: u32, slot: &Slot, now: u32) -> Result
     }
     usage.new_flows.set(new_flows.wrapping_add(1));
     Ok(())
+}
+
+/// Answers to packets of a tenant, or to its egress IP, in a tick: some 750 a second.
+const ANSWERS: u32 = 100;
+
+/// Whether one more answer may be sent on behalf of the tenant in slot `index`. Counted for each
+/// tenant, or one whose packets are refused by the million would keep another from learning its
+/// path's MTU.
+#[inline(always)]
+pub fn may_answer<T: Tables>(tables: &T, index: u32) -> bool {
+    let Some(usage) = tables.usage(index) else { return false };
+    let tick = tables.now() << 8;
+    let held = usage.answers.get();
+    let sent = if held & !0xff == tick { held & 0xff } else { 0 };
+    if sent == ANSWERS {
+        return false;
+    }
+    usage.answers.set(tick | (sent + 1));
+    true
 }
 
 /// The tenant has a flow more.

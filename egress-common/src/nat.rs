@@ -4,7 +4,7 @@
 //! dropped and counted. The order of the questions is the contract's (docs/architecture.md).
 //! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
 use crate::{
-    abi::{MacWords, OriginalKey, ReplyKey, action},
+    abi::{MacWords, NO_SLOT, OriginalKey, ReplyKey, action},
     expiry::remaining,
     flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
     fragment::{is_too_big, later_original, later_reply, remember_owner},
@@ -37,6 +37,7 @@ pub enum Verdict {
 pub struct Translation {
     pub rewrite: Rewrite,
     pub way: Way,
+    /// The tenant's, of what is dropped too; [`NO_SLOT`]: nobody's.
     pub slot: u32,
 }
 
@@ -140,13 +141,14 @@ pub fn translate_original<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<Verdict, Reason> {
+    scratch.translation.slot = NO_SLOT;
     let config = tables.config().ok_or(Reason::NotReady)?;
     let Some(&index) = tables.policy(scratch.origin.vnid) else { return Ok(Verdict::Pass) };
+    scratch.translation.slot = index;
     look_at(packet, scratch)?;
     if config.is_untouched(scratch.ip.destination) {
         return Ok(Verdict::Pass);
     }
-    scratch.translation.slot = index;
     let slot = tables.slot(index).ok_or(Reason::PolicyDrop)?;
     if slot.vnid != scratch.origin.vnid || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
@@ -237,6 +239,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
 ) -> Result<Verdict, Reason> {
+    scratch.translation.slot = NO_SLOT;
     let config = tables.config().ok_or(Reason::NotReady)?;
     // Too short for IPv4, no IPv4, or spoilt: the node's own affair.
     if look_at(packet, scratch).is_err() || scratch.ip.destination == config.node {
@@ -255,9 +258,10 @@ pub fn translate_reply<P: Packet, T: Tables>(
         Kind::Malformed | Kind::Later | Kind::EchoRequest | Kind::OtherIcmp | Kind::Error
     );
     if names_no_flow || scratch.ip.is_fragment() {
-        if tables.egress_ip(scratch.ip.destination).is_none() {
+        let Some(&index) = tables.egress_ip(scratch.ip.destination) else {
             return Ok(Verdict::Pass);
-        }
+        };
+        scratch.translation.slot = index;
         if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
             return Err(Reason::Fragment);
         }
@@ -282,6 +286,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
         return refuse(tables, scratch);
     }
     still_allowed(tables, flow, scratch.ip.destination)?;
+    scratch.translation.slot = flow.slot.get();
     let way = way_back(flow);
     // What the stack carries on is the stack's to count down.
     let hop = if way.by == By::Stack { Hop::Stack } else { Hop::Program };
@@ -303,7 +308,7 @@ pub fn translate_reply<P: Packet, T: Tables>(
     scratch.translation = Translation {
         rewrite: rewrite(&scratch.ip, &scratch.transport, Side::Destination, pod, hop),
         way,
-        slot: flow.slot,
+        slot: flow.slot.get(),
     };
     Ok(Verdict::Translate)
 }
@@ -332,10 +337,11 @@ pub fn leaves_translated<T: Tables>(
 /// New connections from outside end at the egress IP; what is not for one is not ours.
 #[inline(always)]
 fn refuse<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<Verdict, Reason> {
-    let Scratch { ip, transport, .. } = scratch;
-    if tables.egress_ip(ip.destination).is_none() {
+    let Some(&index) = tables.egress_ip(scratch.ip.destination) else {
         return Ok(Verdict::Pass);
-    }
+    };
+    scratch.translation.slot = index;
+    let Scratch { ip, transport, .. } = scratch;
     let kind = match transport.kind {
         Kind::Malformed => return Err(Reason::Malformed),
         Kind::Tcp if transport.flags & tcp::RST != 0 => return Err(Reason::NoFlow),

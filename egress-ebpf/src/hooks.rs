@@ -1,13 +1,14 @@
 //! What each tc hook does with a packet: ask the engine, do what it says, count.
 use aya_ebpf::programs::TcContext;
 use egress_common::{
-    abi::{Path, data_path, turned},
+    abi::{NO_SLOT, Path, data_path, turned},
     answer,
     flow::Scratch,
+    limit::may_answer,
     mark::{mark, vnid_of_mark},
     nat::{
-        Answer, AnswerKind, By, Origin, Translation, Verdict, Way, leaves_translated,
-        translate_original, translate_reply,
+        AnswerKind, By, Origin, Translation, Verdict, Way, leaves_translated, translate_original,
+        translate_reply,
     },
     reason::Reason,
     rewrite::Hop,
@@ -18,7 +19,7 @@ use egress_common::{
 use crate::{
     log,
     maps::{
-        Maps, count_path, count_reason, is_node, may_answer, scratch, slot_counters, vnid_of_pod,
+        Maps, count_dropped, count_path, count_reason, is_node, scratch, slot_counters, vnid_of_pod,
     },
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
@@ -114,7 +115,7 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
     match ask_original::<ETH_LEN>(skb, scratch) {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
-        said::ANSWER => answer_pod(skb, scratch),
+        said::ANSWER => Ok(answer_pod(skb, scratch)),
         _ => {
             let translation = &scratch.translation;
             skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
@@ -140,23 +141,24 @@ pub mod said {
 #[inline(never)]
 pub fn ask_original<const BASE: usize>(skb: &Skb, scratch: &mut Scratch) -> u32 {
     let maps = Maps { context: skb.context() };
-    said(translate_original(&At::<BASE>(*skb), &maps, scratch))
+    said(translate_original(&At::<BASE>(*skb), &maps, scratch), scratch)
 }
 
 #[inline(never)]
 fn ask_reply(skb: &Skb, scratch: &mut Scratch) -> u32 {
     let maps = Maps { context: skb.context() };
-    said(translate_reply(&At::<ETH_LEN>(*skb), &maps, scratch))
+    said(translate_reply(&At::<ETH_LEN>(*skb), &maps, scratch), scratch)
 }
 
 #[inline(always)]
-pub fn said(verdict: Result<Verdict, Reason>) -> u32 {
+pub fn said(verdict: Result<Verdict, Reason>, scratch: &Scratch) -> u32 {
     match verdict {
         Ok(Verdict::Pass) => said::PASS,
         Ok(Verdict::Translate) => said::TRANSLATE,
         Ok(Verdict::Answer) => said::ANSWER,
         Err(reason) => {
             count_reason(reason);
+            count_dropped(scratch.translation.slot);
             said::DROP
         }
     }
@@ -209,7 +211,7 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
     match ask_reply(skb, scratch) {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
-        said::ANSWER => answer_outside(skb, scratch),
+        said::ANSWER => Ok(answer_outside(skb, scratch)),
         _ => {
             let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
@@ -240,7 +242,10 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     skb.pull::<{ ETH_LEN + 60 }>();
     let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
     let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Err(Reason::Malformed) };
-    let stopped = |_: &Reason| log::stopped(u32::from_be_bytes(ip.source), vnid);
+    let stopped = |_: &Reason| {
+        log::stopped(u32::from_be_bytes(ip.source), vnid);
+        count_dropped(maps.policy(vnid).copied().unwrap_or(NO_SLOT));
+    };
     if config.is_untouched(ip.destination)
         || leaves_translated(ip.source, vnid, &maps).inspect_err(stopped)?
     {
@@ -250,7 +255,10 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     // Replies go back through the stack too: a stateful filter there sees both directions.
     scratch.origin = Origin { vnid, hop: Hop::Stack, ..Origin::default() };
     match ask_original::<ETH_LEN>(skb, scratch) {
-        said::PASS | said::ANSWER => Err(Reason::Untranslated),
+        said::PASS | said::ANSWER => {
+            count_dropped(scratch.translation.slot);
+            Err(Reason::Untranslated)
+        }
         said::DROP => Ok(act::DROP),
         _ => {
             let translation = &scratch.translation;
@@ -291,45 +299,54 @@ fn go(skb: &Skb, way: &Way) -> Result<i32, Reason> {
 
 /// Turns a pod's packet into the answer to it, and sends it back where it came from.
 #[inline(always)]
-fn answer_pod(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
-    become_answer(skb, &scratch.answer)?;
+fn answer_pod(skb: &Skb, scratch: &Scratch) -> i32 {
+    if become_answer(skb, scratch) == 0 {
+        return act::DROP;
+    }
     let origin = &scratch.origin;
     let by = if origin.node == [0; 4] { By::Link } else { By::Tunnel };
     let Origin { ifindex, macs, vnid, node, .. } = *origin;
-    Ok(send(skb, &Way { by, ifindex, macs: turned(macs), vnid, node, entropy: 0 }))
+    send(skb, &Way { by, ifindex, macs: turned(macs), vnid, node, entropy: 0 })
 }
 
 /// Turns a packet from outside into the answer to it, and sends it back out of the uplink.
 #[inline(always)]
-fn answer_outside(skb: &Skb, scratch: &Scratch) -> Result<i32, Reason> {
-    let macs = skb.macs(0).ok_or(scratch.answer.reason)?;
-    become_answer(skb, &scratch.answer)?;
-    let macs = turned(macs);
-    Ok(send(skb, &Way { by: By::Link, ifindex: skb.ifindex(), macs, ..Way::default() }))
+fn answer_outside(skb: &Skb, scratch: &Scratch) -> i32 {
+    let macs = skb.macs(0);
+    if become_answer(skb, scratch) == 0 {
+        return act::DROP;
+    }
+    let Some(macs) = macs.map(turned) else { return act::DROP };
+    send(skb, &Way { by: By::Link, ifindex: skb.ifindex(), macs, ..Way::default() })
 }
 
-/// The packet is dropped for the answer's reason, and counted so; what goes on is the answer.
+/// The packet is dropped for the answer's reason, and counted so; what goes on is the answer, if one
+/// may be sent: 1 or 0.
 ///
 /// A function of its own for the sake of the stack: a frame holds 512 bytes.
 #[inline(never)]
-fn become_answer(skb: &Skb, answer: &Answer) -> Result<(), Reason> {
-    let maps = Maps { context: skb.context() };
-    let ip = Ipv4::read(&At::<ETH_LEN>(*skb), 0).ok_or(Reason::Malformed)?;
-    if !may_answer(maps.now()) {
-        return Err(answer.reason);
+fn become_answer(skb: &Skb, scratch: &Scratch) -> u32 {
+    count_reason(scratch.answer.reason);
+    count_dropped(scratch.translation.slot);
+    u32::from(write_answer(skb, scratch).is_some())
+}
+
+#[inline(always)]
+fn write_answer(skb: &Skb, scratch: &Scratch) -> Option<()> {
+    let (maps, answer) = (Maps { context: skb.context() }, &scratch.answer);
+    let ip = Ipv4::read(&At::<ETH_LEN>(*skb), 0)?;
+    if !may_answer(&maps, scratch.translation.slot) {
+        return None;
     }
     let options = ip.header_len().saturating_sub(Ipv4::MIN_LEN);
     match answer.kind {
         AnswerKind::Reset => {
-            let packet = answer::reset(&At::<ETH_LEN>(*skb), &ip).ok_or(answer.reason)?;
-            skb.replace(packet, options)?;
+            let packet = answer::reset(&At::<ETH_LEN>(*skb), &ip)?;
+            skb.replace(packet, options).ok()
         }
         AnswerKind::Icmp { kind, code } => {
-            let packet = answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer, kind, code)
-                .ok_or(answer.reason)?;
-            skb.replace(packet, options)?;
+            let packet = answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer, kind, code)?;
+            skb.replace(packet, options).ok()
         }
     }
-    count_reason(answer.reason);
-    Ok(())
 }

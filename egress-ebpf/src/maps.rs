@@ -89,13 +89,6 @@ static SCRATCH: PerCpuArray<Shared<Scratch>> = PerCpuArray::pinned(1, 0);
 /// Room to ask the FIB in.
 #[map(name = "fib")]
 static FIB: PerCpuArray<bpf_fib_lookup> = PerCpuArray::pinned(1, 0);
-/// Answers left in this tick, and the tick.
-#[map(name = "answers")]
-static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::pinned(1, 0);
-
-/// Answers to refused packets a tick and CPU: some 750 a second.
-const ANSWERS_PER_TICK: u32 = 100;
-
 /// The coarse monotonic clock.
 #[inline(always)]
 pub fn coarse_ns() -> u64 {
@@ -361,18 +354,10 @@ pub fn slot_counters(slot: u32) -> Option<&'static mut SlotCounters> {
     SLOT_COUNTERS.get_ptr_mut(slot).map(|counters| unsafe { &mut *counters })
 }
 
-/// Whether one more answer may be sent: takes one from this CPU's share of the tick.
+/// A dropped packet of the tenant in this slot, if it is one's.
 #[inline(always)]
-pub fn may_answer(now: u32) -> bool {
-    let Some(share) = ANSWERS.get_ptr_mut(0) else { return false };
-    // SAFETY: this CPU's own element.
-    let share = unsafe { &mut *share };
-    if share[1] != now {
-        *share = [ANSWERS_PER_TICK, now];
+pub fn count_dropped(slot: u32) {
+    if let Some(counters) = slot_counters(slot) {
+        counters.dropped += 1;
     }
-    if share[0] == 0 {
-        return false;
-    }
-    share[0] -= 1;
-    true
 }

@@ -293,12 +293,12 @@ fn is_whole<const BASE: usize>(frame: &Frame) -> u32 {
 
 #[inline(never)]
 fn ask_original(frame: &Frame, scratch: &mut Scratch) -> u32 {
-    said(translate_original(&At::<INNER>(*frame), &frame.maps(), scratch))
+    said(translate_original(&At::<INNER>(*frame), &frame.maps(), scratch), scratch)
 }
 
 #[inline(never)]
 fn ask_reply(frame: &Frame, scratch: &mut Scratch) -> u32 {
-    said(translate_reply(&At::<ETH_LEN>(*frame), &frame.maps(), scratch))
+    said(translate_reply(&At::<ETH_LEN>(*frame), &frame.maps(), scratch), scratch)
 }
 
 /// Puts the outer headers before a translated reply, but for the link layer's.

@@ -147,7 +147,7 @@ pub enum DataPath {
 pub struct Flows {
     /// Places in the flow tables.
     pub max: u32,
-    /// 0: no limit.
+    /// 0: none of its own, see [`Flows::per_vnid`].
     pub max_per_vnid: u32,
     /// Flows that one VNID may begin in a second; 0: no limit.
     pub max_new_per_vnid: u32,
@@ -255,6 +255,17 @@ impl Default for Tunnel {
 impl Default for Flows {
     fn default() -> Self {
         Self { max: 1 << 20, max_per_vnid: 0, max_new_per_vnid: 0 }
+    }
+}
+
+impl Flows {
+    /// The most that one VNID holds. Where no limit is set a quarter of the table is out of reach for
+    /// any one of them, so that none can take the others' room by itself.
+    pub fn per_vnid(&self) -> u32 {
+        match self.max_per_vnid {
+            0 => self.max - self.max / 4,
+            limit => limit,
+        }
     }
 }
 

@@ -139,6 +139,17 @@ impl TestRunGateway {
         (count(Path::Xdp), count(Path::ReplyXdp))
     }
 
+    /// A tenant's packets that were dropped since its policy was set.
+    ///
+    /// # Errors
+    /// The tenant has no policy.
+    pub fn dropped(&self, vnid: u32) -> Result<u64> {
+        let Maps { policy, slot_counters, .. } = &self.loaded.borrow().maps;
+        let index = policy.get(&vnid, 0).context("find the policy")?;
+        let counters = slot_counters.get(&index, 0).context("read the policy's counters")?;
+        Ok(counters.iter().map(|cpu| cpu.0.dropped).sum())
+    }
+
     fn run(&self, hook: Hook, mark: u32, packet: &[u8]) -> Result<Outcome> {
         self.run_frame(hook, mark, &[&ETHERNET[..], packet].concat())
     }

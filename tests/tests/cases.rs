@@ -62,6 +62,28 @@ fn every_story_holds_for_the_program_on_xdp_with_tc_behind_it() -> Result<()> {
     })
 }
 
+#[test]
+#[ignore = "needs root"]
+fn a_drop_is_counted_for_its_tenant_whichever_way_it_went() -> Result<()> {
+    let netns = Netns::alone("drops")?;
+    let mounts = netns.private_mounts()?;
+    netns.run_in(&mounts, || -> Result<()> {
+        let programs = Programs::new(DataPlane::load(Path::new(BPFFS), SIZES)?, 1)?;
+        let mut gateway = programs.fresh()?;
+        let (client, server) = ((POD, 40001), (REMOTE, 443));
+        let before = (gateway.dropped(TENANT)?, gateway.dropped(OTHER_TENANT)?);
+        // A foreign source, a stray FIN, a connection from outside, and one that the guard stops.
+        gateway.leave_pod(TENANT, &tcp((NODE, 1), server, 2).bytes());
+        gateway.leave_pod(TENANT, &tcp(client, server, 1).bytes());
+        gateway.arrive(&tcp(server, (EGRESS_IP, 80), 2).bytes());
+        gateway.leave_stack(TENANT, &tcp((OTHER_EGRESS_IP, 1), server, 16).bytes());
+        gateway.leave_pod(OTHER_TENANT, &tcp(client, server, 2).bytes());
+        let after = (gateway.dropped(TENANT)?, gateway.dropped(OTHER_TENANT)?);
+        assert_eq!((after.0 - before.0, after.1 - before.1), (4, 0));
+        Ok(())
+    })?
+}
+
 /// As many as the issue of a gateway's robustness asks for.
 const MUTANTS: u32 = 1_000_000;
 

@@ -116,8 +116,8 @@ impl Gateway for Host {
             };
             let partner = reply.get(&partner).expect("the reply's half is there");
             assert_eq!(
-                (partner.pod, partner.pod_port, partner.vnid, partner.tag, partner.slot),
-                (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot),
+                (partner.pod, partner.pod_port, partner.vnid, partner.tag, partner.slot.get()),
+                (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot.get()),
                 "both halves tell the same"
             );
             Mapping {

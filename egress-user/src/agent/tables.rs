@@ -141,7 +141,7 @@ pub fn desired(
     let Link { index, mtu, .. } = identity.uplink;
     let uplink = Uplink { index, mtu };
     let limits =
-        Limits { flows: config.flows.max_per_vnid, new_flows: config.flows.max_new_per_vnid };
+        Limits { flows: config.flows.per_vnid(), new_flows: config.flows.max_new_per_vnid };
     let policies = plan
         .policies
         .iter()

@@ -97,6 +97,10 @@ struct Policy {
     original_bytes: u64,
     reply_packets: u64,
     reply_bytes: u64,
+    /// Packets, either way.
+    dropped: u64,
+    /// That live now.
+    flows: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -179,13 +183,14 @@ fn policies(maps: &Maps, status: &Status) -> Result<Vec<Policy>> {
     for entry in maps.policy.iter() {
         let (vnid, index) = entry.context("read the map policy")?;
         // A VNID that found no room has no slot, and is dropped.
-        let (translated, egress_ip, counted) = if index < maps.slots.len() {
+        let (translated, egress_ip, counted, flows) = if index < maps.slots.len() {
             let slot = maps.slots.get(&index, 0).context("read the map slots")?.0;
             let counted =
                 maps.slot_counters.get(&index, 0).context("read the map slot_counters")?;
-            (slot.action == action::SNAT, slot.egress_ip, counted.to_vec())
+            let flows = maps.usage.get(&index, 0).context("read the map usage")?.0.flows;
+            (slot.action == action::SNAT, slot.egress_ip, counted.to_vec(), flows)
         } else {
-            (false, [0; 4], Vec::new())
+            (false, [0; 4], Vec::new(), 0)
         };
         let sum = |field: fn(&SlotCounters) -> u64| counted.iter().map(|cpu| field(&cpu.0)).sum();
         let tenant = status.tenants.iter().find(|tenant| tenant.vnid == vnid);
@@ -203,6 +208,8 @@ fn policies(maps: &Maps, status: &Status) -> Result<Vec<Policy>> {
             original_bytes: sum(|counters| counters.original_bytes),
             reply_packets: sum(|counters| counters.reply_packets),
             reply_bytes: sum(|counters| counters.reply_bytes),
+            dropped: sum(|counters| counters.dropped),
+            flows,
         });
     }
     policies.sort_by_key(|policy| policy.vnid);
@@ -294,11 +301,11 @@ fn write_policies(out: &mut String, policies: &[Policy]) -> std::fmt::Result {
     let width = width.unwrap_or_default().max("NAMESPACE".len());
     writeln!(
         out,
-        "\n{:<10} {:<width$} {:<6} {:<22} {:>12} {:>12}",
-        "VNID", "NAMESPACE", "HERE", "EGRESS IP", "PACKETS OUT", "AND BACK"
+        "\n{:<10} {:<width$} {:<6} {:<22} {:>8} {:>12} {:>12} {:>10}",
+        "VNID", "NAMESPACE", "HERE", "EGRESS IP", "FLOWS", "PACKETS OUT", "AND BACK", "DROPPED"
     )?;
     for policy in policies {
-        let Policy { vnid, action, original_packets, reply_packets, .. } = policy;
+        let Policy { vnid, action, flows, original_packets, reply_packets, dropped, .. } = policy;
         let namespaces = policy.namespaces.join(",");
         let ip = match (policy.egress_ip, policy.elsewhere.first()) {
             (Some(ip), _) => ip.to_string(),
@@ -307,8 +314,8 @@ fn write_policies(out: &mut String, policies: &[Policy]) -> std::fmt::Result {
         };
         writeln!(
             out,
-            "{vnid:<10} {namespaces:<width$} {action:<6} {ip:<22} {original_packets:>12} \
-             {reply_packets:>12}"
+            "{vnid:<10} {namespaces:<width$} {action:<6} {ip:<22} {flows:>8} \
+             {original_packets:>12} {reply_packets:>12} {dropped:>10}"
         )?;
     }
     Ok(())

@@ -13,6 +13,14 @@ fn refused(fields: Value) -> String {
 }
 
 #[test]
+fn without_a_limit_a_quarter_of_the_table_is_kept_from_any_one_vnid() {
+    let flows = |max, max_per_vnid| Flows { max, max_per_vnid, ..Flows::default() };
+    assert_eq!(flows(1000, 0).per_vnid(), 750);
+    assert_eq!(flows(1, 0).per_vnid(), 1, "no limit of 0, which would be none");
+    assert_eq!(flows(1000, 1000).per_vnid(), 1000);
+}
+
+#[test]
 fn a_document_without_settings_is_the_default() {
     assert_eq!(AgentConfig::parse(&document(json!({}))), Ok(AgentConfig::default()));
 }

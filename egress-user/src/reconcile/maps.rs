@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
-use egress_common::abi::{Config, NodeHop, Slot, SlotCounters, UsageRecord, action};
+use egress_common::abi::{Config, NO_SLOT, NodeHop, Slot, SlotCounters, UsageRecord, action};
 
 use crate::{
     bpf::{Maps, Plain},
@@ -80,9 +80,6 @@ pub struct Dropped {
     /// Their object may be among those that could not be read.
     pub unread: BTreeSet<u32>,
 }
-
-/// The slot of those that have none.
-const NO_SLOT: u32 = u32::MAX;
 
 /// Writes the settings if they differ, keeping the next hops' generation unless it is raised.
 pub fn configure(maps: &mut Maps, config: &Config) -> Result<bool> {

@@ -286,7 +286,7 @@ fn agent_config(data_path: DataPath, policies: u32) -> Value {
         "clusterNetworks": ["10.128.0.0/14"],
         "serviceNetworks": ["172.30.0.0/16"],
         "dataPath": data_path.key(),
-        "flows": {"max": MAX_FLOWS},
+        "flows": {"max": MAX_FLOWS, "maxPerVnid": MAX_FLOWS},
         "timeouts": {"udp": "3600s"},
         // Nobody else is there to be asked or told.
         "announce": {"burst": 1, "probe": false},
