@@ -198,7 +198,8 @@ fn mark_for_stack(skb: &Skb, origin: &Origin) -> i32 {
 
 #[inline(always)]
 fn from_outside(skb: &Skb) -> Result<i32, Reason> {
-    if !skb.is_ipv4() {
+    // A tagged frame is for its VLAN's own device, which may be an uplink too.
+    if !skb.is_ipv4() || skb.vlan() != 0 {
         return Ok(act::PASS);
     }
     skb.pull::<{ ETH_LEN + 60 }>();
@@ -265,8 +266,13 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
             skb.apply(&translation.rewrite)?;
             count_path(Path::Stack);
             count_original(skb.frame_length(), translation);
-            // The link-layer header is the stack's: the packet goes on where it is.
-            Ok(act::PASS)
+            // The link-layer header is the stack's: the packet goes on where it is, unless its
+            // egress IP is another uplink's, which the stack cannot know.
+            if translation.way.ifindex == skb.ifindex() {
+                return Ok(act::PASS);
+            }
+            skb.stamp(config.stamp);
+            Ok(skb.redirect_to_neighbour(translation.way.ifindex))
         }
     }
 }

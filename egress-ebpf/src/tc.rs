@@ -174,6 +174,22 @@ impl Skb {
         }
     }
 
+    /// The VLAN that a frame was tagged with, its tag being beside its bytes; 0: none.
+    #[inline(always)]
+    pub fn vlan(&self) -> u32 {
+        // SAFETY: fields of the program's own context.
+        let (present, tag) = unsafe { ((*self.skb).vlan_present, (*self.skb).vlan_tci) };
+        if present == 0 {
+            return 0;
+        }
+        if tag & 0xfff == 0 {
+            // A priority and no VLAN (IEEE 802.1Q, 9.6): the frame goes on without.
+            // SAFETY: the program's own context. Failing, it goes on with it.
+            unsafe { kernel::bpf_skb_vlan_pop(self.skb) };
+        }
+        tag & 0xfff
+    }
+
     #[inline(always)]
     pub fn is_ipv4(&self) -> bool {
         self.bytes::<2>(12) == Some(ETH_P_IP)

@@ -28,16 +28,21 @@ use crate::{
 };
 
 /// A packet for this node: VXLAN of a tenant with a policy is translated at once, all else passes.
+/// VXLAN that comes by a further uplink is the tunnel device's.
 #[inline(always)]
 pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32, Reason> {
-    if config.data_path != data_path::TC || recognise(skb, config, scratch) != said::TRANSLATE {
+    if config.data_path != data_path::TC
+        || skb.ifindex() != config.uplink
+        || recognise(skb, config, scratch) != said::TRANSLATE
+    {
         return Ok(act::PASS);
     }
     match ask_original::<INNER>(skb, scratch) {
         said::DROP => Ok(act::DROP),
         said::TRANSLATE => {
             let translation = &scratch.translation;
-            skb.adjust_room(-(OUTER_LEN as i32), 0)?;
+            // The payload of each segment stays as it is: datagrams would change their bounds.
+            skb.adjust_room(-(OUTER_LEN as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
             skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
             skb.stamp(config.stamp);
             skb.apply(&translation.rewrite)?;

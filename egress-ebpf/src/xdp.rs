@@ -219,7 +219,7 @@ fn original(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32
         _ => return Ok(XDP_PASS),
     }
     let translation = &scratch.translation;
-    if translation.way.by != By::Link {
+    if translation.way.by != By::Link || translation.way.ifindex != config.uplink {
         return Ok(XDP_PASS);
     }
     frame.shorten(OUTER_LEN as i32)?;

@@ -4,7 +4,11 @@
 //! a release goes flows, address, map entry. What it starts and what it leaves behind is here; what
 //! wakes it is in `wake`, one whole round in `round`, what it hands to the planner in `facts`, and
 //! the hands are one file each.
-use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+};
 
 use anyhow::Result;
 use log::{error, info, warn};
@@ -19,10 +23,7 @@ use crate::{
     netlink::Netlink,
     ovs::{Ovs, watch::Watch},
     reconcile::{
-        addresses::{self, Outcome},
-        announce::Schedule,
-        flows, maps, masquerade, sources as source_maps,
-        xdp::InForce,
+        announce::Schedule, flows, maps, masquerade, sources as source_maps, xdp::InForce,
     },
     source::{files::Input, watch::Watched},
 };
@@ -39,6 +40,7 @@ mod round;
 mod sources;
 pub mod status;
 mod tables;
+mod uplinks;
 mod wake;
 
 pub use wake::run;
@@ -46,7 +48,8 @@ pub use wake::run;
 use lock::Lock;
 use node::Devices;
 use retry::Retry;
-use status::StatusFile;
+use status::{Owned, StatusFile};
+use uplinks::Uplinks;
 
 /// Where the agent works.
 #[derive(Debug, Clone)]
@@ -66,12 +69,14 @@ struct Agent {
     /// Changed settings that only a restart takes over.
     waiting: Option<Condition>,
     identity: Identity,
+    uplinks: Uplinks,
     devices: Devices,
     netlink: Netlink,
     data_plane: DataPlane,
     /// Every program runs where it belongs.
     attached: bool,
-    in_force: Option<InForce>,
+    /// By the name of the uplink.
+    in_force: BTreeMap<String, InForce>,
     maps: Maps,
     source_maps: source_maps::Maps,
     ovs: Option<Ovs>,
@@ -79,12 +84,15 @@ struct Agent {
     ovs_watch: Option<Watch>,
     /// Flows of ours that the bridge is to hold.
     ovs_held: Option<u32>,
-    arp: Option<ArpSocket>,
+    /// By the name of the uplink.
+    arp: BTreeMap<String, ArpSocket>,
     schedule: Schedule,
     /// Unlabelled addresses of ours.
-    owned: BTreeSet<Ipv4Addr>,
-    /// Egress IPs on the uplink, ours or found there.
-    held: BTreeSet<Ipv4Addr>,
+    owned: Owned,
+    /// Egress IPs, ours or found there, and the uplinks they are on.
+    held: BTreeMap<Ipv4Addr, String>,
+    /// The uplinks of a predecessor.
+    former: Vec<String>,
     conflicts: BTreeSet<Ipv4Addr>,
     /// Whether marked packets may be exempted from the node's NAT here: a predecessor's word counts.
     exempts: bool,
@@ -105,24 +113,28 @@ impl Agent {
         let netlink = Netlink::open()?;
         let identity = node::identify(&netlink, &config).await?;
         let devices = node::devices(&netlink, &config).await?;
-        tables::networks(&config, &input.objects)?;
+        let status = StatusFile::new(&settings.run_dir);
+        let owned = status.owned();
+        let uplinks = Uplinks::find(&netlink, &config, &identity, &owned).await?;
+        tables::networks(&config, &input.objects, &uplinks)?;
         let lock = Lock::take(&settings.run_dir)?;
         let sizes = Sizes { flows: config.flows.max, policies: config.policies.max };
         let data_plane = DataPlane::load(&settings.bpffs, sizes)?;
         let maps = data_plane.maps()?;
         let source_maps = source_maps::Maps::open(&crate::bpf::pins(&settings.bpffs))?;
         let ovs = node::ovs(&config);
-        let status = StatusFile::new(&settings.run_dir);
         Ok(Self {
-            owned: status.owned(),
+            former: status.uplinks(),
+            owned,
+            uplinks,
             status,
             ovs_watch: ovs.as_ref().map(|ovs| ovs.watch(flows::COOKIE)),
             ovs,
             ovs_facts: None,
             ovs_held: None,
-            arp: None,
+            arp: BTreeMap::new(),
             schedule: Schedule::new(node::announcing(&config)),
-            held: BTreeSet::new(),
+            held: BTreeMap::new(),
             conflicts: BTreeSet::new(),
             exempts: true,
             retry: Retry::default(),
@@ -134,7 +146,7 @@ impl Agent {
             devices,
             netlink,
             data_plane,
-            in_force: None,
+            in_force: BTreeMap::new(),
             maps,
             unread: None,
             waiting: None,
@@ -163,10 +175,7 @@ impl Agent {
         for condition in conditions {
             error!("{}: {}", condition.object, condition.message);
         }
-        let Self { netlink, identity, owned, .. } = &mut self;
-        let released =
-            addresses::reconcile(netlink, &identity.uplink, identity.ip, &BTreeSet::new(), owned)
-                .await;
+        let released = self.release_addresses().await;
         let closed = maps::close(&mut self.maps);
         if self.exempts
             && let Err(error) = masquerade::reconcile(None).await
@@ -174,12 +183,7 @@ impl Agent {
             error!("{error:#}");
         }
         let told = self.status.stop();
-        for (ip, outcome) in released? {
-            if let Outcome::Failed(error) = outcome {
-                error!("release {ip}: {error:#}");
-            }
-        }
-        closed.and(told)
+        released.and(closed).and(told)
     }
 }
 

@@ -20,12 +20,16 @@ pub enum Reason {
     IsNodeIP,
     /// A setting was changed that a running agent cannot take over.
     NeedsRestart,
+    /// An uplink has no address, and so no subnet.
+    NoAddress,
     /// A configured device does not exist.
     NoDevice,
     /// Open vSwitch is wanted, and is not there.
     NoOpenVSwitch,
     /// The maps have no room for it.
     NoRoom,
+    /// No route leads beyond an uplink's own network.
+    NoRoute,
     /// XDP is wanted, and cannot be had.
     NoXdp,
     /// The egress IP is outside its node's subnet.
@@ -69,9 +73,11 @@ mod tests {
             Invalid,
             IsNodeIP,
             NeedsRestart,
+            NoAddress,
             NoDevice,
             NoOpenVSwitch,
             NoRoom,
+            NoRoute,
             NoXdp,
             NotInSubnet,
             Offline,

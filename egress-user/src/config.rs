@@ -61,7 +61,10 @@ enum Kind {
 pub struct Node {
     pub name: Option<String>,
     pub ip: Option<NodeIp>,
+    /// The interface with the node's address, by which VXLAN comes and goes.
     pub uplink: Device,
+    /// Further interfaces towards the outside: each carries the egress IPs of its own subnets.
+    pub uplinks: Vec<String>,
 }
 
 /// The node's address, `10.0.0.2` or `10.0.0.2/24`.
@@ -330,6 +333,7 @@ impl AgentConfig {
         if from == 0 || from > to {
             return Err(format!("ports: from {from} to {to} is no range: 1 <= from <= to"));
         }
+        self.node.check_uplinks()?;
         self.check_pods()?;
         if self.tunnel.port == 0 {
             return Err("tunnel.port: 0 is no port: VXLAN's is 4789".into());
@@ -376,6 +380,23 @@ impl AgentConfig {
                 .then(|| format!("timeouts.{key}: {value:?} is below the {minimum}s of {rfc}"))
         };
         self.timeouts.with_minimum().into_iter().filter_map(below).collect()
+    }
+}
+
+impl Node {
+    fn check_uplinks(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for name in &self.uplinks {
+            if name.is_empty() || name == "auto" {
+                return Err(format!("node.uplinks: \"{name}\" is no device: name each one"));
+            }
+            if self.uplink == Device::Named(name.clone()) || !seen.insert(name) {
+                return Err(format!(
+                    "node.uplinks: {name} is there twice: each device once, without node.uplink"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,10 @@ pub mod promotion;
 pub mod subscription;
 pub mod xdp;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
@@ -17,7 +20,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol},
         route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
 };
@@ -40,6 +43,16 @@ pub struct Link {
     pub up: bool,
     /// How often the carrier went, since the link was made.
     pub outages: u32,
+    /// Of a VLAN's device (IEEE 802.1Q).
+    pub vlan: Option<Box<Vlan>>,
+}
+
+/// What is behind a VLAN's device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlan {
+    pub id: u16,
+    /// The device that the tagged frames come and go by.
+    pub device: Link,
 }
 
 impl Link {
@@ -48,6 +61,15 @@ impl Link {
     pub fn is_back_since(&self, before: &Self) -> bool {
         let unbroken = before.up && before.index == self.index && before.outages == self.outages;
         self.up && !unbroken
+    }
+
+    /// The device that its frames come and go by: itself, or what its VLAN is on.
+    pub fn device(&self) -> &Self {
+        self.vlan.as_ref().map_or(self, |vlan| &vlan.device)
+    }
+
+    pub fn is_veth(&self) -> bool {
+        self.kind.as_deref() == Some("veth")
     }
 }
 
@@ -100,12 +122,28 @@ impl Netlink {
             return Ok(None);
         }
         let answer = self.handle.link().get().match_name(name).execute().try_next().await;
-        found(answer).with_context(|| format!("ask the kernel for link {name}"))
+        let what = || format!("ask the kernel for link {name}");
+        self.with_vlan(found(answer).with_context(what)?).await
     }
 
     pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>> {
+        let link = self.bare_link(index).await?;
+        self.with_vlan(link).await
+    }
+
+    async fn bare_link(&self, index: u32) -> Result<Option<(Link, Option<OnDevice>)>> {
         let answer = self.handle.link().get().match_index(index).execute().try_next().await;
         found(answer).with_context(|| format!("ask the kernel for link number {index}"))
+    }
+
+    async fn with_vlan(&self, found: Option<(Link, Option<OnDevice>)>) -> Result<Option<Link>> {
+        let Some((mut link, on)) = found else { return Ok(None) };
+        if let Some(OnDevice { id, device }) = on
+            && let Some((device, _)) = self.bare_link(device).await?
+        {
+            link.vlan = Some(Box::new(Vlan { id, device }));
+        }
+        Ok(Some(link))
     }
 
     /// The IPv4 addresses of a link, in the kernel's order: primaries before secondaries.
@@ -125,21 +163,23 @@ impl Netlink {
 
     /// The link of the main table's default route, the one with the lowest metric.
     pub async fn default_route_link(&self) -> Result<Option<Link>> {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(cause)
-            .context("list the routes")?;
+        let routes = self.routes().await?;
         let default = routes.iter().filter_map(default_route).min();
         match default {
             Some((_, index)) => self.link_by_index(index).await,
             None => Ok(None),
         }
+    }
+
+    /// The links by which a route of any table leads beyond their own networks.
+    pub async fn links_beyond(&self) -> Result<BTreeSet<u32>> {
+        Ok(self.routes().await?.iter().flat_map(beyond).collect())
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteMessage>> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes = self.handle.route().get(request).execute().try_collect().await;
+        routes.map_err(cause).context("list the routes")
     }
 
     /// Adds an address; one that is there already is left as it is.
@@ -188,7 +228,15 @@ impl Netlink {
     }
 }
 
-fn found(answer: Result<Option<LinkMessage>, rtnetlink::Error>) -> Result<Option<Link>> {
+/// The tag of a VLAN's device, and the device below by its number.
+struct OnDevice {
+    id: u16,
+    device: u32,
+}
+
+fn found(
+    answer: Result<Option<LinkMessage>, rtnetlink::Error>,
+) -> Result<Option<(Link, Option<OnDevice>)>> {
     match answer {
         Ok(message) => Ok(message.map(link_of)),
         Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -196,7 +244,7 @@ fn found(answer: Result<Option<LinkMessage>, rtnetlink::Error>) -> Result<Option
     }
 }
 
-fn link_of(message: LinkMessage) -> Link {
+fn link_of(message: LinkMessage) -> (Link, Option<OnDevice>) {
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,
@@ -206,23 +254,42 @@ fn link_of(message: LinkMessage) -> Link {
         kind: None,
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         outages: 0,
+        vlan: None,
     };
+    let (mut lower, mut tag) = (None, None);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::CarrierDownCount(count) => link.outages = count,
+            LinkAttribute::Link(index) => lower = Some(index),
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vlan(data)) => tag = vlan_id(&data),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
     }
-    link
+    let on = tag.zip(lower).map(|(id, device)| OnDevice { id, device });
+    (link, on)
+}
+
+/// The number of an IEEE 802.1Q VLAN; others (802.1ad) are none that we speak.
+fn vlan_id(data: &[InfoVlan]) -> Option<u16> {
+    let plain = data.iter().all(|info| {
+        !matches!(info, InfoVlan::Protocol(protocol) if *protocol != VlanProtocol::Ieee8021Q)
+    });
+    let id = data.iter().find_map(|info| match info {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    });
+    id.filter(|_| plain)
 }
 
 fn address_of(message: &AddressMessage) -> Option<(u32, Address)> {
@@ -267,6 +334,28 @@ fn default_route(route: &RouteMessage) -> Option<(u32, u32)> {
         }
     }
     Some((metric, link?))
+}
+
+/// The links of a unicast route's next hops, if it has a gateway there or is a default route.
+fn beyond(route: &RouteMessage) -> Vec<u32> {
+    if route.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let is_gateway = |attribute: &RouteAttribute| {
+        matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+    };
+    let is_default = route.header.destination_prefix_length == 0;
+    let leads = is_default || route.attributes.iter().any(is_gateway);
+    let links = route.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) if leads => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops
+            .iter()
+            .filter(|hop| is_default || hop.attributes.iter().any(is_gateway))
+            .map(|hop| hop.interface_index)
+            .collect(),
+        _ => Vec::new(),
+    });
+    links.collect()
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<Errno> {

@@ -18,7 +18,6 @@ use egress_common::mark::{Layout, mark};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    cidr::Cidr,
     condition::{Condition, Reason},
     config::Mac,
     model::{HostSubnet, Objects},
@@ -26,10 +25,12 @@ use crate::{
 
 mod allocate;
 mod flows;
+mod place;
 mod tenants;
 
 pub use allocate::allocate;
 pub use flows::{fresh_group, register};
+pub use place::Uplink;
 pub use tenants::{Finding, Tenant, tenants};
 
 /// What this node knows of itself.
@@ -42,8 +43,10 @@ pub struct Facts {
     pub node_ip: Option<Ipv4Addr>,
     /// Of its own address; `None`: not known, and NotInSubnet is not judged.
     pub prefix_len: Option<u8>,
-    /// The interface with its own address, which carries the egress IPs too.
+    /// The interface with its own address, which carries the egress IPs of its subnet too.
     pub link: Option<String>,
+    /// Further interfaces that carry egress IPs.
+    pub uplinks: Vec<Uplink>,
     /// All zero: not known.
     pub gateway_mac: Mac,
     /// `None`: not known; the texts then say what the original's say.
@@ -60,6 +63,7 @@ impl Facts {
             node_ip: None,
             prefix_len: None,
             link: None,
+            uplinks: Vec::new(),
             gateway_mac: Mac::default(),
             ovs_ports: None,
             conflicts: BTreeSet::new(),
@@ -69,11 +73,6 @@ impl Facts {
     /// Whether this HostSubnet is this node's.
     pub fn is_here(&self, node: &HostSubnet) -> bool {
         node.name == self.node && self.node_ip.is_none_or(|address| address == node.host_ip)
-    }
-
-    /// The subnet of this node, whose HostSubnet has this address.
-    fn subnet(&self, host_ip: Ipv4Addr) -> Option<Cidr> {
-        Cidr::around(host_ip, self.prefix_len?)
     }
 }
 
@@ -141,6 +140,9 @@ pub struct Address {
     pub prefix_len: Option<u8>,
     /// `None`: the uplink is not known here, or its name leaves no room.
     pub label: Option<String>,
+    /// The uplink itself.
+    #[serde(skip)]
+    pub link: Option<String>,
 }
 
 /// What a VNID that asks for egress IPs gets.
@@ -199,17 +201,23 @@ pub fn plan(
 }
 
 fn addresses(tenants: &[Tenant<'_>], facts: &Facts) -> Vec<Address> {
-    let label = facts.link.as_deref().and_then(label);
-    let hosted: BTreeSet<Ipv4Addr> = tenants
+    let hosted: BTreeMap<Ipv4Addr, Address> = tenants
         .iter()
         .flat_map(|tenant| &tenant.wishes)
-        .filter(|wish| wish.is_hosted() && wish.node.is_some_and(|node| facts.is_here(node)))
-        .map(|wish| wish.ip)
+        .filter(|wish| wish.is_hosted())
+        .filter_map(|wish| {
+            let node = wish.node.filter(|node| facts.is_here(node))?;
+            let place = facts.place(wish.ip, node.host_ip)?;
+            let address = Address {
+                ip: wish.ip,
+                prefix_len: place.prefix_len,
+                label: place.link.and_then(label),
+                link: place.link.map(str::to_owned),
+            };
+            Some((wish.ip, address))
+        })
         .collect();
-    hosted
-        .into_iter()
-        .map(|ip| Address { ip, prefix_len: facts.prefix_len, label: label.clone() })
-        .collect()
+    hosted.into_values().collect()
 }
 
 /// `ens18:eip`; the kernel takes 15 bytes.

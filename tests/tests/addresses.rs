@@ -296,6 +296,7 @@ fn links_are_found_by_name_number_address_and_default_route() -> Result<()> {
         kind: Some("veth".into()),
         up: false,
         outages: uplink.outages,
+        vlan: None,
     };
     assert_eq!(uplink, expected);
     assert_eq!(found, [(); 3].map(|()| Some(expected.clone())));

@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
 };
 
@@ -15,15 +14,14 @@ use egress_common::{
 use egress_tests::{
     gateway::Gateway,
     mutation::{Chance, mend},
-    rig::{Rig, objects, topology::UPLINK},
+    rig::{
+        Rig, objects,
+        topology::{UPLINK, mac_bytes},
+    },
     test_run::xdp::in_vxlan,
-    traffic::{Download, TcpServer, tcp_exchange},
+    traffic::{Download, RawSocket, TcpServer, tcp_exchange},
 };
 use egress_user::bpf::{BPFFS, DataPlane, Sizes};
-use nix::{
-    ifaddrs::getifaddrs,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket},
-};
 
 const FAR: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 10), 7000);
 const POD: &str = "egress-test-1";
@@ -96,7 +94,7 @@ fn a_million_mutated_frames_let_no_pods_address_out_and_hurt_nobody() -> Result<
     let gateway = Gateway::start_on(&rig, "xdp")?;
     let server = TcpServer::start(rig.netns("far"), FAR)?;
     let pod = rig.pod(POD);
-    let ethernet = [mac(&rig.egress.mac)?, mac(&rig.source.mac)?].concat();
+    let ethernet = [mac_bytes(&rig.egress.mac)?, mac_bytes(&rig.source.mac)?].concat();
     let (client, remote) = ((pod.ip.octets(), 40_001), (FAR.ip().octets(), FAR.port()));
     let frames: Vec<Vec<u8>> =
         [tcp(client, remote, SYN), tcp(client, remote, ACK), udp(client, remote, b"?")]
@@ -108,23 +106,20 @@ fn a_million_mutated_frames_let_no_pods_address_out_and_hurt_nobody() -> Result<
             })
             .collect();
     let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
-    rig.netns(&rig.source.name).run(|| -> Result<()> {
-        let wire = packet_socket()?;
-        for _ in 0..MUTANTS {
-            let mut frame = frames[chance.below(frames.len())].clone();
-            chance.mutate(&mut frame);
-            if chance.below(4) != 0 {
-                mend(&mut frame, 64);
-            }
-            // Of the same tenant: one without a policy is the node's own business.
-            if let Some(vnid) = frame.get_mut(46..49) {
-                vnid.copy_from_slice(&pod.vnid.to_be_bytes()[1..]);
-            }
-            // What the device refuses is no frame.
-            let _ = send(wire.as_raw_fd(), &frame, MsgFlags::empty());
+    let wire = RawSocket::open(rig.netns(&rig.source.name), UPLINK)?;
+    for _ in 0..MUTANTS {
+        let mut frame = frames[chance.below(frames.len())].clone();
+        chance.mutate(&mut frame);
+        if chance.below(4) != 0 {
+            mend(&mut frame, 64);
         }
-        Ok(())
-    })??;
+        // Of the same tenant: one without a policy is the node's own business.
+        if let Some(vnid) = frame.get_mut(46..49) {
+            vnid.copy_from_slice(&pod.vnid.to_be_bytes()[1..]);
+        }
+        // What the device refuses is no frame.
+        let _ = wire.send(&frame);
+    }
     rig.netns(POD).run(|| tcp_exchange(FAR, 1, 1 << 20))??;
     assert_eq!(server.peer(1).map(|peer| *peer.ip()), pod.egress_ip);
     let status = gateway.status()?;
@@ -134,21 +129,6 @@ fn a_million_mutated_frames_let_no_pods_address_out_and_hurt_nobody() -> Result<
     assert!(dropped > 0 && status["paths"]["xdp"].as_u64() > Some(0));
     assert_eq!(rig.untranslated()?.0, 0);
     Ok(())
-}
-
-fn mac(text: &str) -> Result<Vec<u8>> {
-    text.split(':').map(|byte| Ok(u8::from_str_radix(byte, 16)?)).collect()
-}
-
-/// Sends whole frames out of the uplink of this thread's namespace.
-fn packet_socket() -> Result<OwnedFd> {
-    let address = getifaddrs()?
-        .filter(|interface| interface.interface_name == UPLINK)
-        .find_map(|interface| interface.address?.as_link_addr().copied())
-        .context("the uplink has a link-layer address")?;
-    let wire = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)?;
-    bind(wire.as_raw_fd(), &address)?;
-    Ok(wire)
 }
 
 /// The agent starts on tc with this condition, and traffic goes.

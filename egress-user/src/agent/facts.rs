@@ -14,6 +14,7 @@ impl Agent {
             node_ip: Some(self.identity.ip),
             prefix_len: Some(self.identity.prefix_len),
             link: Some(self.identity.uplink.name.clone()),
+            uplinks: self.uplinks.facts(),
             gateway_mac: self.config.gateway_mac.unwrap_or_else(|| {
                 Mac(self.ovs_facts.as_ref().map(|facts| facts.gateway_mac).unwrap_or_default())
             }),

@@ -26,11 +26,9 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Which program belongs where. The guard first: from then on nothing slips out.
-    pub fn places(&self, identity: &Identity) -> Vec<Place> {
-        let uplink = &identity.uplink.name;
-        let mut places =
-            vec![(Hook::UplinkEgress, uplink.clone()), (Hook::UplinkIngress, uplink.clone())];
+    /// Which program belongs on which of them.
+    pub fn places(&self) -> Vec<Place> {
+        let mut places = Vec::new();
         let hook = if self.by_address { Hook::PodIngress } else { Hook::GatewayIngress };
         places.extend(self.gateway.iter().map(|link| (hook, link.name.clone())));
         places.extend(self.pods.iter().map(|(link, _)| (Hook::PodIngress, link.name.clone())));

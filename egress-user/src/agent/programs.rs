@@ -1,9 +1,12 @@
 //! What the programs need: their maps filled, and themselves where they belong.
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use log::info;
 
 use super::{Agent, failed, node, tables};
 use crate::{
+    bpf::Hook,
     condition::{Condition, Reason},
     plan::Plan,
     reconcile::{
@@ -17,7 +20,8 @@ impl Agent {
     /// Settings that cannot be written stay as they were; who gets what is written all the same.
     pub(super) fn fill_maps(&mut self, plan: &Plan) -> Result<Dropped> {
         let configured = self.configure();
-        let desired = tables::desired(plan, &self.objects, &self.identity, &self.config);
+        let Self { objects, identity, uplinks, config, .. } = self;
+        let desired = tables::desired(plan, objects, identity, uplinks, config);
         let dropped = maps::reconcile(&mut self.maps, &desired)?;
         configured.map(|()| dropped)
     }
@@ -28,6 +32,7 @@ impl Agent {
             config: &self.config,
             objects: &self.objects,
             identity: &self.identity,
+            uplinks: &self.uplinks,
             devices: &self.devices,
             ovs: self.ovs_facts.as_ref(),
             generation: held.next_hop_generation,
@@ -54,14 +59,7 @@ impl Agent {
             Ok(gone) => gone.iter().for_each(|link| info!("detached {link}")),
             Err(error) => conditions.push(failed("Agent/links", &error)),
         }
-        let Self { data_plane, netlink, identity, config, .. } = self;
-        let (in_force, condition) =
-            xdp::reconcile(data_plane, netlink, &identity.uplink, config.data_path).await;
-        conditions.extend(condition);
-        if self.in_force.as_ref() != Some(&in_force) {
-            info!("the data path is {}: {}", in_force.path, in_force.why);
-            self.in_force = Some(in_force);
-        }
+        self.attach_xdp(conditions).await;
         for missing in &self.devices.missing {
             conditions.push(Condition::new(
                 format!("Device/{missing}"),
@@ -71,7 +69,34 @@ impl Agent {
         }
     }
 
+    async fn attach_xdp(&mut self, conditions: &mut Vec<Condition>) {
+        let mut in_force = BTreeMap::new();
+        let main = self.identity.uplink.index;
+        for link in self.links().cloned().collect::<Vec<_>>() {
+            let Self { data_plane, netlink, config, .. } = self;
+            let (now, condition) = if link.index == main {
+                xdp::reconcile(data_plane, netlink, &link, config.data_path).await
+            } else {
+                (xdp::further(config.data_path), None)
+            };
+            conditions.extend(condition);
+            if self.in_force.get(&link.name) != Some(&now) {
+                info!("the data path on {} is {}: {}", link.name, now.path, now.why);
+            }
+            in_force.insert(link.name, now);
+        }
+        self.in_force = in_force;
+    }
+
+    /// Which program belongs where. The guards first: from then on nothing slips out.
     pub(super) fn places(&self) -> Vec<attachments::Place> {
-        self.devices.places(&self.identity)
+        let mut places = Vec::new();
+        for link in self.links() {
+            places.extend(
+                [Hook::UplinkEgress, Hook::UplinkIngress].map(|hook| (hook, link.name.clone())),
+            );
+        }
+        places.extend(self.devices.places());
+        places
     }
 }

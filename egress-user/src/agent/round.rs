@@ -1,9 +1,9 @@
 //! One whole round: look, ask the planner, let the reconcilers do it, tell.
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use log::{error, warn};
 
-use super::{Agent, failed, retry, sources, status::Status, tables};
+use super::{Agent, claim::ByLink, failed, retry, sources, status::Status, tables};
 use crate::{
     condition::{Condition, Reason},
     config::DataPath,
@@ -22,9 +22,10 @@ impl Agent {
         self.exempt(&mut conditions).await;
         let unclaimed = self.unclaimed().await.unwrap_or_else(|error| {
             conditions.push(failed("Agent/addresses", &error));
-            BTreeSet::new()
+            ByLink::new()
         });
-        let unsure = unclaimed.difference(&self.held).chain(&self.conflicts).copied().collect();
+        let not_held = unclaimed.values().flatten().filter(|ip| !self.held.contains_key(*ip));
+        let unsure: BTreeSet<Ipv4Addr> = not_held.chain(&self.conflicts).copied().collect();
         let unsure = self.plan_without(&unsure);
         let sources = sources::desired(&self.config, &self.devices, &unsure, &self.objects);
         if let Err(error) = source_maps::reconcile(&mut self.source_maps, &sources) {
@@ -36,9 +37,7 @@ impl Agent {
         } else {
             self.attach(&mut conditions).await;
         }
-        if let Err(error) = self.probe(&unclaimed).await {
-            conditions.push(failed("Agent/probe", &error));
-        }
+        self.probe(&unclaimed, &mut conditions).await;
         let plan = self.plan_without(&self.conflicts);
         self.claim_addresses(&plan, &mut conditions).await;
         self.program_flows(&plan, &mut conditions).await;
@@ -46,6 +45,7 @@ impl Agent {
             Ok(dropped) => conditions.extend(tables::dropped(&dropped, &self.config)),
             Err(error) => conditions.push(failed("Agent/maps", &error)),
         }
+        conditions.extend(self.uplinks.conditions());
         conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         conditions.sort();
         conditions.dedup();
@@ -70,9 +70,8 @@ impl Agent {
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
         let places = self.places();
-        let in_force = self.in_force.as_ref();
-        let Self { identity, objects, .. } = self;
-        let status = Status::new(identity, objects, plan, conditions, &places, in_force);
+        let Self { identity, uplinks, objects, in_force, .. } = self;
+        let status = Status::new(identity, uplinks, objects, plan, conditions, &places, in_force);
         for condition in self.status.news(&status) {
             warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }

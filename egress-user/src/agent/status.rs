@@ -11,11 +11,13 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::uplinks::Uplinks;
 use crate::{
+    cidr::Cidr,
     condition::Condition,
     identity::Identity,
     model::Objects,
-    plan::{Plan, Policy},
+    plan::{self, Plan, Policy},
     reconcile::{attachments::Place, xdp::InForce},
 };
 
@@ -37,9 +39,9 @@ pub struct Status {
     pub places: BTreeMap<Ipv4Addr, String>,
     pub attached: Vec<Attached>,
     pub tenants: Vec<Tenant>,
-    /// What the uplink's hot path runs on.
+    /// The one with the node's address first.
     #[serde(default)]
-    pub data_path: Option<InForce>,
+    pub uplinks: Vec<Uplink>,
     pub conditions: Vec<Told>,
 }
 
@@ -48,6 +50,19 @@ pub struct Status {
 pub struct Attached {
     pub hook: String,
     pub interface: String,
+}
+
+/// An interface towards the outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Uplink {
+    pub name: String,
+    /// Whose egress IPs it carries.
+    pub subnets: Vec<Cidr>,
+    /// The egress IPs that live on it.
+    pub addresses: Vec<Ipv4Addr>,
+    /// What its hot path runs on.
+    pub data_path: Option<InForce>,
 }
 
 /// A VNID that asks for egress IPs.
@@ -72,11 +87,12 @@ pub struct Told {
 impl Status {
     pub fn new(
         identity: &Identity,
+        uplinks: &Uplinks,
         objects: &Objects,
         plan: &Plan,
         conditions: Vec<Condition>,
         places: &[Place],
-        in_force: Option<&InForce>,
+        in_force: &BTreeMap<String, InForce>,
     ) -> Self {
         Self {
             pid: process::id(),
@@ -103,7 +119,7 @@ impl Status {
                 })
                 .collect(),
             tenants: plan.policies.iter().map(|policy| tenant(policy, objects)).collect(),
-            data_path: in_force.cloned(),
+            uplinks: self::uplinks(identity, uplinks, plan, in_force),
             conditions: conditions
                 .into_iter()
                 .map(|Condition { object, reason, message }| Told {
@@ -130,6 +146,26 @@ impl Status {
     }
 }
 
+fn uplinks(
+    identity: &Identity,
+    uplinks: &Uplinks,
+    plan: &Plan,
+    in_force: &BTreeMap<String, InForce>,
+) -> Vec<Uplink> {
+    let own = Cidr::around(identity.ip, identity.prefix_len).into_iter().collect();
+    let further = uplinks
+        .further
+        .iter()
+        .map(|uplink| (&uplink.link.name, uplink.subnets.iter().copied().collect::<Vec<Cidr>>()));
+    let uplink = |(name, subnets): (&String, Vec<Cidr>)| {
+        let lives_here = |address: &&plan::Address| address.link.as_ref() == Some(name);
+        let addresses = plan.addresses.iter().filter(lives_here).map(|address| address.ip);
+        let data_path = in_force.get(name).cloned();
+        Uplink { name: name.clone(), subnets, addresses: addresses.collect(), data_path }
+    };
+    [(&identity.uplink.name, own)].into_iter().chain(further).map(uplink).collect()
+}
+
 fn tenant(policy: &Policy, objects: &Objects) -> Tenant {
     let namespaces = objects.net_namespaces.values();
     let own = namespaces.filter(|namespace| namespace.vnid == policy.vnid);
@@ -142,6 +178,9 @@ fn tenant(policy: &Policy, objects: &Objects) -> Tenant {
 
 const STATUS: &str = "status.json";
 const OWNED: &str = "owned.json";
+
+/// Unlabelled addresses of ours, by the name of their link.
+pub type Owned = BTreeMap<String, BTreeSet<Ipv4Addr>>;
 
 /// The run directory and what was last written there.
 #[derive(Debug)]
@@ -157,14 +196,20 @@ impl StatusFile {
     }
 
     /// The unlabelled addresses that a predecessor added.
-    pub fn owned(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn owned(&self) -> Owned {
         fs::read_to_string(self.run_dir.join(OWNED))
             .ok()
             .and_then(|text| serde_json::from_str(&text).ok())
             .unwrap_or_default()
     }
 
-    pub fn own(&self, owned: &BTreeSet<Ipv4Addr>) {
+    /// The uplinks of a predecessor.
+    pub fn uplinks(&self) -> Vec<String> {
+        let status = Status::read(&self.run_dir).ok().flatten().unwrap_or_default();
+        status.uplinks.into_iter().map(|uplink| uplink.name).collect()
+    }
+
+    pub fn own(&self, owned: &Owned) {
         if *owned == self.owned() {
             return;
         }
@@ -204,7 +249,7 @@ impl StatusFile {
             conditions: Vec::new(),
             ..self.last.clone()
         };
-        self.own(&BTreeSet::new());
+        self.own(&Owned::new());
         self.write(&last)
     }
 

@@ -1,5 +1,9 @@
 //! From a plan and a node to what the maps and the uplink shall hold. Pure.
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
@@ -9,7 +13,7 @@ use egress_common::{
     port,
 };
 
-use super::node::Devices;
+use super::{node::Devices, uplinks::Uplinks};
 use crate::{
     cidr::Cidr,
     condition::{Condition, Reason},
@@ -30,6 +34,7 @@ pub struct Node<'a> {
     pub config: &'a AgentConfig,
     pub objects: &'a Objects,
     pub identity: &'a Identity,
+    pub uplinks: &'a Uplinks,
     pub devices: &'a Devices,
     pub ovs: Option<&'a ovs::Facts>,
     /// Of cached next hops; it outlives an agent.
@@ -38,13 +43,15 @@ pub struct Node<'a> {
     pub stamp: [u32; 2],
 }
 
-/// The networks that are left untouched, those of pods first.
+/// The networks that are left untouched, those of pods first. The node's addresses on its further
+/// uplinks are among the others: its address on the first one is known to the programs anyway.
 ///
 /// # Errors
 /// More of them than the programs have room for.
 pub fn networks(
     config: &AgentConfig,
     objects: &Objects,
+    uplinks: &Uplinks,
 ) -> Result<(BTreeSet<Cidr>, BTreeSet<Cidr>)> {
     let mut cluster: BTreeSet<Cidr> = config.cluster_networks.iter().copied().collect();
     let mut service: BTreeSet<Cidr> = config.service_networks.iter().copied().collect();
@@ -52,11 +59,14 @@ pub fn networks(
         cluster.extend(&object.cluster_networks);
         service.extend(object.service_network);
     }
+    let own = uplinks.further.iter().flat_map(|uplink| &uplink.addresses);
+    service.extend(own.filter_map(|ip| Cidr::around(*ip, 32)));
     let count = cluster.len() + service.len();
     ensure!(
         count <= MAX_NETWORKS,
-        "{count} cluster and service networks in the AgentConfig and the ClusterNetworks: the \
-         programs have room for {MAX_NETWORKS}; join neighbouring ones"
+        "{count} cluster and service networks in the AgentConfig and the ClusterNetworks, and \
+         addresses of further uplinks: the programs have room for {MAX_NETWORKS}; join \
+         neighbouring ones"
     );
     Ok((cluster, service))
 }
@@ -66,14 +76,16 @@ pub fn networks(
 /// # Errors
 /// As [`networks`].
 pub fn config(node: &Node<'_>) -> Result<Config> {
-    let Node { config, objects, identity, devices, .. } = node;
-    let (cluster, service) = networks(config, objects)?;
+    let Node { config, objects, identity, uplinks, devices, .. } = node;
+    let (cluster, service) = networks(config, objects, uplinks)?;
     let count = cluster.len() + service.len();
     let mut networks = [Network::zeroed(); MAX_NETWORKS];
     for (place, cidr) in networks.iter_mut().zip(cluster.iter().chain(&service)) {
         *place = network(*cidr);
     }
-    let veth = identity.uplink.kind.as_deref() == Some("veth");
+    let further = uplinks.further.iter().map(|uplink| &uplink.link);
+    let all_veth =
+        [&identity.uplink].into_iter().chain(further).all(|link| link.device().is_veth());
     let ports = u32::from(config.ports.to) - u32::from(config.ports.from) + 1;
     Ok(Config {
         node: identity.ip.octets(),
@@ -85,9 +97,9 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
             DataPath::Tunnel => data_path::TUNNEL,
             DataPath::Auto | DataPath::Tc | DataPath::Xdp => data_path::TC,
         },
-        xdp_redirect: u8::from(veth),
+        xdp_redirect: u8::from(identity.uplink.is_veth()),
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
-        unwrap_gso: u8::from(veth),
+        unwrap_gso: u8::from(all_veth),
         stamp: node.stamp,
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
@@ -135,20 +147,33 @@ pub fn desired(
     plan: &Plan,
     objects: &Objects,
     identity: &Identity,
+    uplinks: &Uplinks,
     config: &AgentConfig,
 ) -> Desired {
-    let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
-    let Link { index, mtu, .. } = identity.uplink;
-    let uplink = Uplink { index, mtu };
+    let links = || {
+        let further = uplinks.further.iter().map(|uplink| &uplink.link);
+        [&identity.uplink].into_iter().chain(further)
+    };
+    let uplink = |name: &str| {
+        let Link { index, mtu, .. } = links().find(|link| link.name == name)?;
+        Some(Uplink { index: *index, mtu: *mtu })
+    };
+    let here: BTreeMap<Ipv4Addr, Uplink> = plan
+        .addresses
+        .iter()
+        .filter_map(|address| Some((address.ip, uplink(address.link.as_ref()?)?)))
+        .collect();
     let limits =
         Limits { flows: config.flows.per_vnid(), new_flows: config.flows.max_new_per_vnid };
     let policies = plan
         .policies
         .iter()
         .map(|policy| {
-            let hosted = policy.egress_ips.iter().find(|ip| here.contains(ip));
+            let hosted = policy.egress_ips.iter().find_map(|ip| here.get_key_value(ip));
             let tenant = match (policy.action, hosted) {
-                (Action::Snat, Some(ip)) => Tenant::Snat { egress_ip: *ip, uplink, limits },
+                (Action::Snat, Some((ip, uplink))) => {
+                    Tenant::Snat { egress_ip: *ip, uplink: *uplink, limits }
+                }
                 _ => Tenant::Drop,
             };
             (policy.vnid, tenant)
@@ -184,14 +209,16 @@ pub fn marks(plan: &Plan) -> BTreeSet<u32> {
     plan.policies.iter().map(|policy| policy.mark).collect()
 }
 
-/// The egress IPs as they shall be on the uplink.
-pub fn addresses(plan: &Plan, identity: &Identity) -> BTreeSet<EgressAddress> {
-    plan.addresses
-        .iter()
-        .map(|address| EgressAddress {
+/// The egress IPs as they shall be, by the name of their uplink.
+pub fn addresses(plan: &Plan, identity: &Identity) -> BTreeMap<String, BTreeSet<EgressAddress>> {
+    let mut by_link: BTreeMap<String, BTreeSet<EgressAddress>> = BTreeMap::new();
+    for address in &plan.addresses {
+        let link = address.link.as_ref().unwrap_or(&identity.uplink.name);
+        by_link.entry(link.clone()).or_default().insert(EgressAddress {
             ip: address.ip,
             prefix_len: address.prefix_len.unwrap_or(identity.prefix_len),
             label: address.label.clone(),
-        })
-        .collect()
+        });
+    }
+    by_link
 }

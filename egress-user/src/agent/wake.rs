@@ -123,11 +123,13 @@ impl Agent {
                 let returned = identity.uplink.is_back_since(&self.identity.uplink);
                 self.identity = identity;
                 if returned {
-                    info!("{} is back: announcing again", self.identity.uplink.name);
-                    self.announce_again();
+                    self.announce_again(&self.identity.uplink.name.clone());
                 }
             }
             Err(error) => conditions.push(failed("Agent/node", &error)),
+        }
+        if let Err(error) = self.renew_uplinks().await {
+            conditions.push(failed("Agent/uplinks", &error));
         }
         match node::devices(&self.netlink, &self.config).await {
             Ok(devices) => self.devices = devices,

@@ -100,6 +100,7 @@ mod tests {
             kind: Some("tun".into()),
             up: true,
             outages: 0,
+            vlan: None,
         };
         let error = ArpSocket::open(&tun).err().unwrap();
         assert!(error.to_string().starts_with("tun7 has no Ethernet address"));

@@ -92,19 +92,22 @@ fn told(pins: &[PathBuf]) -> Vec<String> {
 /// The addresses that a killed agent left behind; those that were there before it stay.
 async fn release(status: &Status, run_dir: &Path) -> Result<Vec<String>> {
     let netlink = Netlink::open()?;
-    let Some(uplink) = netlink.link_by_name(&status.uplink).await? else { return Ok(Vec::new()) };
     let Some(node_ip) = status.node_ip else { return Ok(Vec::new()) };
     let mut owned = StatusFile::new(run_dir).owned();
-    let outcomes =
-        addresses::reconcile(&netlink, &uplink, node_ip, &BTreeSet::new(), &mut owned).await?;
     let mut done = Vec::new();
-    for (ip, outcome) in outcomes {
-        match outcome {
-            addresses::Outcome::Removed => done.push(format!("released {ip} on {}", status.uplink)),
-            addresses::Outcome::Failed(error) => {
-                return Err(error).with_context(|| format!("release {ip}"));
+    for name in status.uplinks.iter().map(|uplink| &uplink.name) {
+        let Some(uplink) = netlink.link_by_name(name).await? else { continue };
+        let owned = owned.entry(name.clone()).or_default();
+        let outcomes =
+            addresses::reconcile(&netlink, &uplink, node_ip, &BTreeSet::new(), owned).await?;
+        for (ip, outcome) in outcomes {
+            match outcome {
+                addresses::Outcome::Removed => done.push(format!("released {ip} on {name}")),
+                addresses::Outcome::Failed(error) => {
+                    return Err(error).with_context(|| format!("release {ip}"));
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
     Ok(done)

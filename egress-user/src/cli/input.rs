@@ -10,7 +10,7 @@ use crate::{
     cidr::Cidr,
     config::{AgentConfig, Device, Enabled},
     model::{HostSubnet, Objects},
-    plan::{Facts, Health, Mode},
+    plan::{Facts, Health, Mode, Uplink},
     source::files::Input,
 };
 
@@ -140,6 +140,13 @@ fn facts(node: &HostSubnet, config: &AgentConfig) -> Facts {
         node_ip: Some(node.host_ip),
         prefix_len,
         link,
+        // Their addresses are the node's affair: nobody here knows them.
+        uplinks: config
+            .node
+            .uplinks
+            .iter()
+            .map(|link| Uplink { link: link.clone(), subnets: None })
+            .collect(),
         gateway_mac: config.gateway_mac.unwrap_or_default(),
         ..Facts::of(&node.name)
     }

@@ -17,7 +17,7 @@ use super::{Exit, Output, Place, print, unfit};
 use crate::{
     agent::{
         lock,
-        status::{Status, Told},
+        status::{Status, Told, Uplink},
     },
     bpf::{self, Maps},
     reconcile::xdp::InForce,
@@ -57,7 +57,10 @@ struct Report {
     /// Those of them that are not on the uplink.
     missing: Vec<Ipv4Addr>,
     attached: Vec<Attached>,
+    /// What the hot path of `uplink` runs on.
     data_path: Option<InForce>,
+    /// All of them, `uplink` first.
+    uplinks: Vec<Uplink>,
     policies: Vec<Policy>,
     flows: Flows,
     /// Translated packets by the path they took.
@@ -136,7 +139,8 @@ fn report(place: &Place) -> Result<Report> {
         node: status.node,
         uplink: status.uplink,
         addresses: status.addresses,
-        data_path: status.data_path,
+        data_path: status.uplinks.first().and_then(|uplink| uplink.data_path.clone()),
+        uplinks: status.uplinks,
         conditions: status.conditions,
     })
 }
@@ -164,15 +168,17 @@ fn attached(status: &Status) -> Vec<Attached> {
         .collect()
 }
 
-/// The hosted addresses that the uplink does not carry.
+/// The hosted addresses that their uplink does not carry.
 fn missing(status: &Status) -> Result<Vec<Ipv4Addr>> {
     let mut missing: BTreeSet<Ipv4Addr> = status.addresses.iter().copied().collect();
     for interface in nix::ifaddrs::getifaddrs().context("ask for the addresses")? {
         // A label is no interface of its own.
         let name = interface.interface_name.split(':').next().unwrap_or_default();
         let address = interface.address.as_ref().and_then(|address| address.as_sockaddr_in());
-        if let Some(address) = address.filter(|_| name == status.uplink) {
-            missing.remove(&address.ip());
+        let Some(ip) = address.map(|address| address.ip()) else { continue };
+        let mut uplinks = status.uplinks.iter().filter(|uplink| uplink.name == name);
+        if uplinks.any(|uplink| uplink.addresses.contains(&ip)) {
+            missing.remove(&ip);
         }
     }
     Ok(missing.into_iter().collect())
@@ -255,7 +261,11 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     let hosted: Vec<String> = addresses
         .iter()
-        .map(|ip| format!("{ip}{}", if missing.contains(ip) { " (MISSING)" } else { "" }))
+        .map(|ip| {
+            let uplink = report.uplinks.iter().skip(1).find(|at| at.addresses.contains(ip));
+            let on = uplink.map_or(String::new(), |uplink| format!(" on {}", uplink.name));
+            format!("{ip}{on}{}", if missing.contains(ip) { " (MISSING)" } else { "" })
+        })
         .collect();
     writeln!(
         out,
@@ -263,8 +273,13 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
         if hosted.is_empty() { "nothing".into() } else { hosted.join(", ") }
     )?;
     writeln!(out, "flows:  {} of at most {}", flows.count, flows.max)?;
-    if let Some(InForce { path, why }) = &report.data_path {
-        writeln!(out, "path:   {path} ({why})")?;
+    for uplink in &report.uplinks {
+        let subnets: Vec<String> = uplink.subnets.iter().map(ToString::to_string).collect();
+        write!(out, "path:   {} ({})", uplink.name, subnets.join(", "))?;
+        match &uplink.data_path {
+            Some(InForce { path, why }) => writeln!(out, ": {path} ({why})")?,
+            None => writeln!(out)?,
+        }
     }
     writeln!(out, "\n{:<16} {:<16} STATE", "PROGRAM", "INTERFACE")?;
     for place in attached {

@@ -51,6 +51,7 @@ fn the_example_of_the_design() {
             name: Some("ocprouter01".into()),
             ip: Some(NodeIp { address: Ipv4Addr::new(10, 0, 0, 2), prefix_len: Some(24) }),
             uplink: Device::Auto,
+            uplinks: Vec::new(),
         },
         tunnel: Tunnel { device: Device::Named("vxlan_sys_4789".into()), port: 4789 },
         gateway: Some("tun0".into()),
@@ -65,12 +66,13 @@ fn the_example_of_the_design() {
 #[test]
 fn every_other_value() {
     let config = AgentConfig::parse(&document(json!({
-        "node": {"ip": "10.0.0.2"}, "gatewayMac": "22:3B:a9:a4:8e:0c", "compat": "old",
+        "node": {"ip": "10.0.0.2", "uplinks": ["eth1", "eth0.100"]}, "gatewayMac": "22:3B:a9:a4:8e:0c", "compat": "old",
         "dataPath": "stack", "ovs": {"enabled": false},
         "announce": {"interval": "300ms", "refresh": "2m"}, "timeouts": {"tcpEstablished": "3h"},
     })))
     .unwrap();
     assert_eq!(config.node.ip.unwrap().prefix_len, None);
+    assert_eq!(config.node.uplinks, ["eth1", "eth0.100"]);
     assert_eq!(config.gateway_mac.unwrap().to_string(), "22:3b:a9:a4:8e:0c");
     assert_eq!((config.compat, config.data_path), (Compat::Old, DataPath::Stack));
     assert_eq!(config.ovs, Ovs { bridge: "br0".into(), enabled: Enabled::No });
@@ -107,6 +109,12 @@ fn refusals_name_the_key_and_the_cure() {
             "gatewayMac: \"22:3b:a9:a4:8e\" is no MAC address",
         ),
         (json!({"node": {"ip": "10.0.0.2/33"}}), "node.ip: \"10.0.0.2/33\" is no IPv4 address"),
+        (
+            json!({"node": {"uplink": "eth0", "uplinks": ["eth0"]}}),
+            "node.uplinks: eth0 is there twice",
+        ),
+        (json!({"node": {"uplinks": ["eth1", "eth1"]}}), "node.uplinks: eth1 is there twice"),
+        (json!({"node": {"uplinks": ["auto"]}}), "node.uplinks: \"auto\" is no device"),
         (json!({"node": {"uplink": ""}}), "node.uplink: is empty"),
         (json!({"ovs": {"enabled": "yes"}}), "ovs.enabled: \"yes\" is none of true, false, auto"),
         (json!({"metrics": {}}), "metrics: missing field `listen`"),

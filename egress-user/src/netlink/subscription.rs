@@ -22,6 +22,7 @@ const REOPEN_AFTER: Duration = Duration::from_secs(1);
 pub struct Changes {
     pub addresses: bool,
     pub links: bool,
+    /// Or the rules that choose among them.
     pub routes: bool,
     pub neighbours: bool,
 }
@@ -43,7 +44,9 @@ impl Changes {
         match told {
             Told::NewAddress(_) | Told::DelAddress(_) => Self { addresses: true, ..Self::NONE },
             Told::NewLink(_) | Told::DelLink(_) => Self { links: true, ..Self::NONE },
-            Told::NewRoute(_) | Told::DelRoute(_) => Self { routes: true, ..Self::NONE },
+            Told::NewRoute(_) | Told::DelRoute(_) | Told::NewRule(_) | Told::DelRule(_) => {
+                Self { routes: true, ..Self::NONE }
+            }
             Told::NewNeighbour(neighbour) | Told::DelNeighbour(neighbour) => {
                 Self { neighbours: neighbour.header.family == AddressFamily::Inet, ..Self::NONE }
             }
@@ -103,6 +106,7 @@ impl Source {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Link,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv4Rule,
             MulticastGroup::Neigh,
         ])
         .context("subscribe to the kernel's notifications of addresses, links and routes")?;

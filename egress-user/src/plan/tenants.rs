@@ -244,13 +244,16 @@ impl<'a, 'f> View<'a, 'f> {
         let mut findings = Vec::new();
         let mut find = |reason, message| findings.push(Finding { reason, message });
         if self.facts.is_here(node) {
-            let subnet = self.facts.subnet(node.host_ip);
-            if let Some(subnet) = subnet.filter(|subnet| !subnet.contains(ip)) {
+            if self.facts.place(ip, node.host_ip).is_none() {
+                let subnets: Vec<_> =
+                    self.facts.subnets(node.host_ip).map(|(_, subnet)| subnet).collect();
+                let word = if subnets.len() == 1 { "subnet" } else { "subnets" };
                 find(
                     Reason::NotInSubnet,
                     format!(
-                        "{ip} is outside {subnet}, the subnet of its node {}: move it to a node \
-                         of its subnet",
+                        "{ip} is outside {}, the {word} of its node {}: move it to a node of its \
+                         subnet",
+                        names(subnets.iter()),
                         node.name
                     ),
                 );

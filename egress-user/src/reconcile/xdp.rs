@@ -58,6 +58,15 @@ fn wish(wanted: DataPath, link: &Link, features: Features) -> Wish {
     }
 }
 
+/// What is in force on a further uplink, which XDP does not serve.
+pub fn further(wanted: DataPath) -> InForce {
+    match wanted {
+        DataPath::Stack => InForce::new("stack", "dataPath says stack"),
+        DataPath::Tunnel => InForce::new("tunnel", "dataPath says tunnel"),
+        _ => InForce::new("tc", "XDP serves the first uplink only"),
+    }
+}
+
 /// Attaches or detaches as the settings and the device say. What is asked for and cannot be had is
 /// a condition, and tc carries the traffic.
 pub async fn reconcile(
@@ -142,6 +151,7 @@ mod tests {
             kind,
             up: true,
             outages: 0,
+            vlan: None,
         }
     }
 

@@ -2,7 +2,10 @@
 use std::collections::BTreeMap;
 
 use egress_common::mark::Layout::*;
-use egress_user::{condition::Reason::*, plan::Assignment};
+use egress_user::{
+    condition::Reason::*,
+    plan::{Assignment, Uplink},
+};
 
 use crate::cluster::{Ask, Cluster, ip, ips, is_drop};
 
@@ -278,6 +281,62 @@ fn without_a_prefix_length_the_subnet_is_not_judged() {
     cluster.facts.get_mut("router").unwrap().prefix_len = None;
     let plan = cluster.plan("router");
     assert_eq!((plan.ips(), plan.addresses[0].prefix_len), (ips(&["10.9.9.9"]), None));
+}
+
+/// The cluster with another egress IP, and further uplinks of its node: names and subnets.
+fn with_uplinks(egress_ip: &str, uplinks: &[(&str, &[&str])]) -> Cluster {
+    let mut cluster =
+        simple().node("router", "10.0.0.2", &[egress_ip]).namespace("blue", 42, &[egress_ip]);
+    cluster.facts.get_mut("router").unwrap().uplinks = uplinks
+        .iter()
+        .map(|(link, subnets)| Uplink {
+            link: (*link).into(),
+            subnets: Some(subnets.iter().map(|subnet| subnet.parse().unwrap()).collect()),
+        })
+        .collect();
+    cluster
+}
+
+#[test]
+fn an_egress_ip_lives_on_the_uplink_with_the_narrowest_subnet_around_it() {
+    let uplinks: [(&str, &[&str]); 3] = [
+        ("eth1", &["192.0.2.0/25", "10.0.0.128/25"]),
+        ("eth0.100", &["192.0.2.0/24"]),
+        ("eth3", &["192.0.2.0/25"]),
+    ];
+    for (egress_ip, prefix_len, link) in [
+        ("10.0.0.11", 24, "ens18"),
+        ("10.0.0.200", 25, "eth1"),
+        ("192.0.2.7", 25, "eth1"),
+        ("192.0.2.200", 24, "eth0.100"),
+    ] {
+        let plan = with_uplinks(egress_ip, &uplinks).plan("router");
+        let [address] = &plan.addresses[..] else { panic!("{egress_ip}: {:?}", plan.addresses) };
+        assert_eq!((address.prefix_len, address.link.as_deref()), (Some(prefix_len), Some(link)));
+        assert_eq!(address.label, Some(format!("{link}:eip")));
+        assert_eq!(plan.reasons(), []);
+    }
+}
+
+#[test]
+fn an_ip_outside_all_subnets_of_the_node_is_named_with_them() {
+    let plan = with_uplinks("198.51.100.1", &[("eth1", &["192.0.2.0/24"])]).plan("router");
+    assert!(is_drop(&plan.policy(42)));
+    assert_eq!(plan.reasons(), [("NetNamespace/blue", NotInSubnet)]);
+    assert!(plan.conditions[0].message.contains("outside 10.0.0.0/24, 192.0.2.0/24, the subnets"));
+}
+
+#[test]
+fn with_an_uplink_whose_subnets_nobody_knows_an_ip_outside_the_others_is_not_judged() {
+    let mut cluster = with_uplinks("192.0.2.7", &[]);
+    let unknown = Uplink { link: "eth1".into(), subnets: None };
+    cluster.facts.get_mut("router").unwrap().uplinks.push(unknown);
+    let plan = cluster.plan("router");
+    let address = &plan.addresses[0];
+    assert_eq!(
+        (plan.ips(), address.prefix_len, &address.label),
+        (ips(&["192.0.2.7"]), None, &None)
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@
 mod description;
 mod nodes;
 pub mod objects;
+pub mod second;
 pub mod topology;
 pub mod trio;
 mod watch;

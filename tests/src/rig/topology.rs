@@ -5,6 +5,7 @@
 
 use std::net::Ipv4Addr;
 
+use anyhow::Result;
 use egress_common::mark::{Layout, mark};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +80,11 @@ pub struct Outside {
     pub name: String,
     /// Its address.
     pub ip: Ipv4Addr,
+}
+
+/// The bytes of a MAC as it is written.
+pub fn mac_bytes(text: &str) -> Result<Vec<u8>> {
+    text.split(':').map(|byte| Ok(u8::from_str_radix(byte, 16)?)).collect()
 }
 
 /// The node that runs the pods.

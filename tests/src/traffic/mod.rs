@@ -7,6 +7,7 @@
 mod capture;
 mod icmp;
 mod pattern;
+mod raw;
 mod tcp;
 mod udp;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use capture::{Capture, Packet};
 pub use icmp::ping;
+pub use raw::RawSocket;
 pub use tcp::{Download, TcpServer, exchange_many, tcp_exchange};
 pub use udp::{UdpServer, udp_exchange};
 
