@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -25,6 +25,17 @@ pub const WINDOW_SHIFT: u32 = 3;
 
 /// 224.0.0.0: multicast begins here, and ends with broadcast.
 const MULTICAST: u32 = 224 << 24;
+
+/// Above every VNID: that of a pod whose VNID is not known, and of the slot of all pods that have no
+/// policy.
+///
+/// A flow's [`OriginalKey`] has no room for it; such a flow is kept as one of VNID 0. That mixes up
+/// nothing: a pod's address is its own in the whole cluster, and whoever finds a flow compares its
+/// egress address with that of the slot that he came by.
+pub const NO_VNID: u32 = 1 << 24;
+
+/// Beside the VNID in the `pods` map: the pod's packets bear its tenant's mark, or do not leave.
+pub const MARKED_ONLY: u32 = 1 << 31;
 
 /// Most networks (cluster, service) that [`Config`] holds.
 pub const MAX_NETWORKS: usize = 32;
@@ -41,6 +52,21 @@ impl Network {
     #[inline(always)]
     pub fn contains(&self, address: u32) -> bool {
         address & self.mask == self.address
+    }
+}
+
+/// Ports in a row.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PortRange {
+    pub from: u32,
+    pub count: u32,
+}
+
+impl PortRange {
+    #[inline(always)]
+    pub fn contains(&self, port: [u8; 2]) -> bool {
+        u32::from(u16::from_be_bytes(port)).wrapping_sub(self.from) < self.count
     }
 }
 
@@ -101,6 +127,17 @@ pub struct Config {
     /// Elements of the `places` map, best twice as many as flows; 0: expired flows stay until their
     /// port is wanted.
     pub places: u32,
+    /// The slot by which pods without a policy leave, with the node's address; 0: they pass.
+    pub masquerade_slot: u32,
+    /// The ports that they leave by, which nothing else on the node uses.
+    pub masquerade_ports: PortRange,
+    /// As `port_step`, for `masquerade_ports`.
+    pub masquerade_step: u32,
+    /// The node's ports at which their flows are looked for: `masquerade_ports`, and more while
+    /// flows live that were begun elsewhere and adopted with their port.
+    pub masqueraded_ports: PortRange,
+    /// Of this node's pods. Packets of other nodes' pods leave here only with a mark.
+    pub local_pods: Network,
     pub networks: [Network; MAX_NETWORKS],
 }
 
@@ -153,6 +190,7 @@ pub mod action {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Slot {
+    /// [`NO_VNID`]: of all that have no slot of their own.
     pub vnid: u32,
     pub egress_ip: [u8; 4],
     /// Interface towards the outside.
@@ -178,6 +216,14 @@ pub struct OriginalKey {
     pub remote_port: [u8; 2],
     /// `vnid << 8 | protocol`.
     pub vnid_protocol: u32,
+}
+
+impl Slot {
+    /// Whether this is what flows of a VNID may leave by.
+    #[inline(always)]
+    pub fn serves(&self, vnid: u32) -> bool {
+        self.vnid == vnid || self.vnid == NO_VNID
+    }
 }
 
 impl OriginalKey {

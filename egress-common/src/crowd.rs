@@ -93,7 +93,7 @@ impl Crowd {
 /// Makes a bitmap for a destination (its key has port 0).
 #[inline(never)]
 pub fn add<T: Tables>(tables: &T, scratch: &mut Scratch) {
-    let Some(empty) = tables.empty_crowd(kind(scratch)) else { return };
+    let Some(empty) = tables.empty_crowd(scratch.search.candidates.kind()) else { return };
     if empty.range.get() != scratch.search.candidates.range() {
         scratch.search.word = 0;
         tables.repeat::<Fill>(WORDS as u32, scratch);
@@ -103,19 +103,14 @@ pub fn add<T: Tables>(tables: &T, scratch: &mut Scratch) {
     tables.add_crowd(&scratch.claim.key, empty);
 }
 
-/// Identifiers have another range than ports.
-#[inline(always)]
-fn kind(scratch: &Scratch) -> u32 {
-    u32::from(scratch.search.candidates.is_whole())
-}
-
 /// Enters into one word of an empty bitmap what is outside the range.
 struct Fill;
 
 impl<T: Tables> Step<T> for Fill {
     #[inline(always)]
     fn step(tables: &T, scratch: &mut Scratch) -> bool {
-        let Some(empty) = tables.empty_crowd(kind(scratch)) else { return false };
+        let kind = scratch.search.candidates.kind();
+        let Some(empty) = tables.empty_crowd(kind) else { return false };
         let word = scratch.search.word;
         empty.set_word(word as usize, outside(word, &scratch.search.candidates));
         scratch.search.word = word + 1;
@@ -150,7 +145,7 @@ mod tests {
 
     fn crowd(from: u32, count: u32) -> (Crowd, Candidates) {
         let config = Config { port_from: from, port_count: count, ..Config::zeroed() };
-        let candidates = Candidates::new(&config, protocol::TCP, 0);
+        let candidates = Candidates::new(&config, 1, protocol::TCP, 0);
         let crowd = Crowd::default();
         for word in 0..WORDS {
             crowd.set_word(word, outside(word as u32, &candidates));

@@ -11,7 +11,7 @@ use crate::{
     },
     expiry,
     lease::{Search, lease},
-    limit,
+    limit, masquerade,
     nat::{Answer, By, Origin, Translation, Way},
     reason::Reason,
     rewrite::Hop,
@@ -255,6 +255,7 @@ fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Re
     if !begins(scratch.key.protocol(), context.flags) {
         return Err(Reason::NoFlow);
     }
+    masquerade::admit(tables, context, scratch)?;
     limit::admit(tables, scratch.translation.slot, context.slot, context.now)?;
     expiry::sweep(tables, context.config, scratch);
     // 0 is no flow's.
@@ -317,7 +318,7 @@ pub fn still_allowed<T: Tables>(
     egress_ip: [u8; 4],
 ) -> Result<(), Reason> {
     let slot = tables.slot(flow.slot.get()).ok_or(Reason::PolicyGone)?;
-    if slot.vnid != flow.vnid || slot.action != action::SNAT || slot.egress_ip != egress_ip {
+    if !slot.serves(flow.vnid) || slot.action != action::SNAT || slot.egress_ip != egress_ip {
         return Err(Reason::PolicyGone);
     }
     Ok(())

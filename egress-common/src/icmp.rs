@@ -4,9 +4,9 @@ use crate::{
     abi::{OriginalKey, ReplyKey},
     checksum::{delta, update, update_udp},
     flow::{Scratch, still_allowed, way_back},
-    nat::{By, Origin, Translation, Way},
+    nat::{By, Origin, Way},
     reason::Reason,
-    rewrite::{Edit, ErrorEdit, Hop, Rewrite, Side, ip_words},
+    rewrite::{Edit, ErrorEdit, Hop, Side, ip_words},
     tables::Tables,
     wire::{Ipv4, Packet, Ports, icmp, protocol},
 };
@@ -72,14 +72,12 @@ pub fn reply_error<P: Packet, T: Tables>(
     }
     let edit = error_edit(packet, ip, &inner, Side::Source, (flow.pod, flow.pod_port))
         .ok_or(Reason::Malformed)?;
-    scratch.translation = Translation {
-        rewrite: Rewrite {
-            ip: ip_words(ip, Side::Destination, flow.pod, Hop::Program),
-            edit: Edit::Error(edit),
-        },
-        way: way_back(flow),
-        slot: flow.slot.get(),
-    };
+    // Piece by piece: the frame has no room for all of it.
+    let translation = &mut scratch.translation;
+    translation.rewrite.edit = Edit::Error(edit);
+    translation.rewrite.ip = ip_words(ip, Side::Destination, flow.pod, Hop::Program);
+    translation.way = way_back(flow);
+    translation.slot = flow.slot.get();
     Ok(())
 }
 
@@ -109,14 +107,10 @@ pub fn original_error<P: Packet, T: Tables>(
     let mapping = (flow.egress_ip, flow.egress_port);
     let edit =
         error_edit(packet, ip, &inner, Side::Destination, mapping).ok_or(Reason::Malformed)?;
-    scratch.translation = Translation {
-        rewrite: Rewrite {
-            ip: ip_words(ip, Side::Source, slot.egress_ip, hop),
-            edit: Edit::Error(edit),
-        },
-        way: Way { by: By::Neighbour, ifindex: slot.uplink, ..Way::default() },
-        slot: scratch.translation.slot,
-    };
+    let translation = &mut scratch.translation;
+    translation.rewrite.edit = Edit::Error(edit);
+    translation.rewrite.ip = ip_words(ip, Side::Source, slot.egress_ip, hop);
+    translation.way = Way { by: By::Neighbour, ifindex: slot.uplink, ..Way::default() };
     Ok(())
 }
 

@@ -72,7 +72,8 @@ pub fn lease<T: Tables>(
         packets: 0.into(),
         bytes: 0.into(),
     };
-    let mut candidates = Candidates::new(context.config, of_protocol, scratch.tag);
+    let mut candidates =
+        Candidates::new(context.config, context.slot.vnid, of_protocol, scratch.tag);
     scratch.lease = ReplyKey {
         remote: key.remote,
         egress_ip: context.slot.egress_ip,

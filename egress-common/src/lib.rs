@@ -18,6 +18,7 @@ pub mod icmp;
 pub mod lease;
 pub mod limit;
 pub mod mark;
+pub mod masquerade;
 pub mod nat;
 pub mod port;
 pub mod reason;

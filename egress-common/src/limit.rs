@@ -57,7 +57,7 @@ pub fn began<T: Tables>(tables: &T, index: u32) {
 #[inline(always)]
 pub fn ended<T: Tables>(tables: &T, index: u32, vnid: u32) {
     let (Some(usage), Some(slot)) = (tables.usage(index), tables.slot(index)) else { return };
-    if slot.vnid == vnid {
+    if slot.serves(vnid) {
         usage.flows.set(usage.flows.get().saturating_sub(1));
     }
 }

@@ -4,11 +4,12 @@
 //! dropped and counted. The order of the questions is the contract's (docs/architecture.md).
 //! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
 use crate::{
-    abi::{MacWords, NO_SLOT, OriginalKey, ReplyKey, action},
+    abi::{Config, MacWords, NO_SLOT, NO_VNID, OriginalKey, ReplyKey, action},
     expiry::remaining,
     flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
     fragment::{is_too_big, later_original, later_reply, remember_owner},
     icmp::{original_error, reply_error},
+    masquerade,
     reason::Reason,
     rewrite::{Hop, Rewrite, Side, rewrite},
     state,
@@ -87,21 +88,21 @@ pub struct Answer {
 impl Answer {
     #[inline(always)]
     fn time_exceeded(from: [u8; 4]) -> Self {
-        let kind = AnswerKind::Icmp { kind: icmp::TIME_EXCEEDED, code: 0 };
+        let kind = AnswerKind { kind: icmp::TIME_EXCEEDED, code: 0 };
         Self { reason: Reason::TtlExceeded, kind, from, mtu: 0 }
     }
 
     /// RFC 1191: the MTU is told to who asked for it by DF.
     #[inline(always)]
     fn too_big(from: [u8; 4], mtu: u32) -> Self {
-        let kind = AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 4 };
+        let kind = AnswerKind { kind: icmp::UNREACHABLE, code: 4 };
         Self { reason: Reason::TooBig, kind, from, mtu: mtu as u16 }
     }
 
     /// Communication administratively prohibited (RFC 1812, section 5.2.7.1).
     #[inline(always)]
     fn prohibited(reason: Reason, from: [u8; 4]) -> Self {
-        let kind = AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 13 };
+        let kind = AnswerKind { kind: icmp::UNREACHABLE, code: 13 };
         Self { reason, kind, from, mtu: 0 }
     }
 }
@@ -112,12 +113,17 @@ impl Default for Answer {
     }
 }
 
+/// An ICMP error of this type and code (RFC 792), or a reset. Flat, since the verifier does not
+/// follow the compiler through half-filled variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AnswerKind {
-    /// A TCP reset (RFC 9293, section 3.5.2).
-    Reset,
-    /// An ICMP error of this type and code (RFC 792).
-    Icmp { kind: u8, code: u8 },
+pub struct AnswerKind {
+    pub kind: u8,
+    pub code: u8,
+}
+
+impl AnswerKind {
+    /// A TCP reset (RFC 9293, section 3.5.2): no ICMP type is this one.
+    pub const RESET: Self = Self { kind: 0xff, code: 0 };
 }
 
 /// Where a pod's packet came from: what a reply needs to find its way back.
@@ -143,18 +149,48 @@ pub fn translate_original<P: Packet, T: Tables>(
 ) -> Result<Verdict, Reason> {
     scratch.translation.slot = NO_SLOT;
     let config = tables.config().ok_or(Reason::NotReady)?;
-    let Some(&index) = tables.policy(scratch.origin.vnid) else { return Ok(Verdict::Pass) };
-    scratch.translation.slot = index;
+    let vnid = scratch.origin.vnid;
+    let own = if vnid == NO_VNID { None } else { tables.policy(vnid) };
+    if let Some(&index) = own {
+        scratch.translation.slot = index;
+        return leave(packet, tables, config, vnid, scratch);
+    }
+    if config.masquerade_slot == 0 {
+        return Ok(Verdict::Pass);
+    }
+    scratch.translation.slot = config.masquerade_slot;
+    match leave(packet, tables, config, NO_VNID, scratch) {
+        // What is not plainly a pod's own connection goes up the stack: it may be the answer to one
+        // that the node's NAT let in, or be routed elsewhere. What then comes to the uplink with a
+        // pod's address is translated there, or dropped.
+        Err(reason) if reason.is_no_flow() && scratch.origin.hop != Hop::Stack => Ok(Verdict::Pass),
+        verdict => verdict,
+    }
+}
+
+/// By the slot that `scratch.translation` names and that must be `owner`'s.
+#[inline(always)]
+fn leave<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    config: &Config,
+    owner: u32,
+    scratch: &mut Scratch,
+) -> Result<Verdict, Reason> {
     look_at(packet, scratch)?;
     if config.is_untouched(scratch.ip.destination) {
         return Ok(Verdict::Pass);
     }
-    let slot = tables.slot(index).ok_or(Reason::PolicyDrop)?;
-    if slot.vnid != scratch.origin.vnid || slot.action != action::SNAT {
+    let slot = tables.slot(scratch.translation.slot).ok_or(Reason::PolicyDrop)?;
+    if slot.vnid != owner || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
     }
     if !config.is_pod(scratch.ip.source) {
-        return Err(Reason::ForeignSource);
+        // The device is the node's too.
+        return if owner == NO_VNID { Ok(Verdict::Pass) } else { Err(Reason::ForeignSource) };
+    }
+    if owner == NO_VNID && masquerade::needs_the_stack(tables, slot, scratch) {
+        return Ok(Verdict::Pass);
     }
     if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
         return Err(Reason::Fragment);
@@ -223,7 +259,7 @@ pub fn translate_original<P: Packet, T: Tables>(
 /// Reads the headers into `scratch`: what is decided there is decided on plain numbers, so that
 /// the verifier need not follow each protocol through all that comes after.
 #[inline(never)]
-fn look_at<P: Packet>(packet: &P, scratch: &mut Scratch) -> Result<(), Reason> {
+pub fn look_at<P: Packet>(packet: &P, scratch: &mut Scratch) -> Result<(), Reason> {
     scratch.ip = Ipv4::read(packet, 0).ok_or(Reason::Malformed)?;
     if !scratch.ip.is_intact(packet) {
         return Err(Reason::Malformed);
@@ -232,7 +268,7 @@ fn look_at<P: Packet>(packet: &P, scratch: &mut Scratch) -> Result<(), Reason> {
     Ok(())
 }
 
-/// A packet from outside that may belong to an egress IP.
+/// A packet from outside that may belong to an egress IP, or to a masqueraded flow.
 #[inline(always)]
 pub fn translate_reply<P: Packet, T: Tables>(
     packet: &P,
@@ -242,9 +278,28 @@ pub fn translate_reply<P: Packet, T: Tables>(
     scratch.translation.slot = NO_SLOT;
     let config = tables.config().ok_or(Reason::NotReady)?;
     // Too short for IPv4, no IPv4, or spoilt: the node's own affair.
-    if look_at(packet, scratch).is_err() || scratch.ip.destination == config.node {
+    if look_at(packet, scratch).is_err() {
         return Ok(Verdict::Pass);
     }
+    if scratch.ip.destination == config.node && !masquerade::may_be_reply(config, scratch) {
+        return Ok(Verdict::Pass);
+    }
+    match come_back(packet, tables, config, scratch) {
+        // The node's own, and never refused.
+        Err(reason) if reason.is_no_flow() && scratch.ip.destination == config.node => {
+            Ok(Verdict::Pass)
+        }
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn come_back<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch,
+) -> Result<Verdict, Reason> {
     scratch.lease = ReplyKey {
         remote: scratch.ip.source,
         egress_ip: scratch.ip.destination,
@@ -258,7 +313,12 @@ pub fn translate_reply<P: Packet, T: Tables>(
         Kind::Malformed | Kind::Later | Kind::EchoRequest | Kind::OtherIcmp | Kind::Error
     );
     if names_no_flow || scratch.ip.is_fragment() {
-        let Some(&index) = tables.egress_ip(scratch.ip.destination) else {
+        let slot = if scratch.ip.destination == config.node {
+            Some(&config.masquerade_slot)
+        } else {
+            tables.egress_ip(scratch.ip.destination)
+        };
+        let Some(&index) = slot else {
             return Ok(Verdict::Pass);
         };
         scratch.translation.slot = index;
@@ -322,7 +382,9 @@ pub fn leaves_translated<T: Tables>(
     tables: &T,
 ) -> Result<bool, Reason> {
     let config = tables.config().ok_or(Reason::NotReady)?;
-    let Some(&index) = tables.policy(vnid) else { return Ok(true) };
+    let Some(&index) = tables.policy(vnid) else {
+        return Ok(config.masquerade_slot == 0 || !config.is_pod(source));
+    };
     let slot = tables.slot(index).ok_or(Reason::PolicyDrop)?;
     if slot.vnid != vnid || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
@@ -345,9 +407,9 @@ fn refuse<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<Verdict, Reaso
     let kind = match transport.kind {
         Kind::Malformed => return Err(Reason::Malformed),
         Kind::Tcp if transport.flags & tcp::RST != 0 => return Err(Reason::NoFlow),
-        Kind::Tcp => AnswerKind::Reset,
-        Kind::EchoRequest | Kind::Udp => AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 3 },
-        Kind::Summed | Kind::Other => AnswerKind::Icmp { kind: icmp::UNREACHABLE, code: 2 },
+        Kind::Tcp => AnswerKind::RESET,
+        Kind::EchoRequest | Kind::Udp => AnswerKind { kind: icmp::UNREACHABLE, code: 3 },
+        Kind::Summed | Kind::Other => AnswerKind { kind: icmp::UNREACHABLE, code: 2 },
         Kind::Later | Kind::Error | Kind::EchoReply | Kind::OtherIcmp => {
             return Err(Reason::NoFlow);
         }

@@ -1,5 +1,8 @@
 //! Which egress ports to try, in which order.
-use crate::{abi::Config, wire::protocol};
+use crate::{
+    abi::{Config, NO_VNID, PortRange},
+    wire::protocol,
+};
 
 /// Walks over the ports a flow may get: its own first, then a full cycle from a random start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -8,23 +11,36 @@ pub struct Candidates {
     count: u32,
     step: u32,
     offset: u32,
+    kind: u32,
+}
+
+/// Of which ranges there are bitmaps to begin with: the number of one.
+pub mod kind {
+    pub const PORTS: u32 = 0;
+    pub const IDENTIFIERS: u32 = 1;
+    pub const MASQUERADE: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 impl Candidates {
-    /// `random` starts the walk. ICMP identifiers use the whole range.
+    /// For a slot of this VNID; `random` starts the walk. ICMP identifiers use the whole range, but
+    /// beside the node's own.
     #[inline(always)]
-    pub fn new(config: &Config, of_protocol: u8, random: u32) -> Self {
-        let (from, count, step) = if of_protocol == protocol::ICMP {
-            (0, 1 << 16, 40503)
-        } else if !protocol::has_ports(of_protocol) {
+    pub fn new(config: &Config, vnid: u32, of_protocol: u8, random: u32) -> Self {
+        let (from, count, step, kind) = if !protocol::has_ports(of_protocol) {
             // No port is written as port 0, of which there is one.
-            (0, 1, 0)
+            (0, 1, 0, kind::PORTS)
+        } else if vnid == NO_VNID {
+            let PortRange { from, count } = config.masquerade_ports;
+            (from, count, config.masquerade_step, kind::MASQUERADE)
+        } else if of_protocol == protocol::ICMP {
+            (0, 1 << 16, 40503, kind::IDENTIFIERS)
         } else {
-            (config.port_from, config.port_count, config.port_step)
+            (config.port_from, config.port_count, config.port_step, kind::PORTS)
         };
         // Multiply and shift instead of a division.
         let offset = ((u64::from(random) * u64::from(count)) >> 32) as u32;
-        Self { from, count, step, offset }
+        Self { from, count, step, offset, kind }
     }
 
     /// The first port, and how many there are.
@@ -33,10 +49,10 @@ impl Candidates {
         (self.from, self.count)
     }
 
-    /// Whether the range is that of identifiers.
+    /// Of [`kind`].
     #[inline(always)]
-    pub fn is_whole(&self) -> bool {
-        self.count == 1 << 16
+    pub fn kind(&self) -> u32 {
+        self.kind
     }
 
     /// The range in one word.
@@ -104,7 +120,7 @@ mod tests {
             let config = Config {
                 port_from: from, port_count: count, port_step: step(count), ..Config::zeroed()
             };
-            let mut candidates = Candidates::new(&config, protocol::TCP, random);
+            let mut candidates = Candidates::new(&config, 1, protocol::TCP, random);
             let seen: BTreeSet<[u8; 2]> = (0..count).map(|_| candidates.advance()).collect();
             prop_assert_eq!(seen.len(), count as usize);
             prop_assert!(seen.iter().all(|port| candidates.contains(*port)));
@@ -113,7 +129,7 @@ mod tests {
 
     #[test]
     fn icmp_identifiers_use_the_whole_range() {
-        let candidates = Candidates::new(&Config::zeroed(), protocol::ICMP, 7);
+        let candidates = Candidates::new(&Config::zeroed(), 1, protocol::ICMP, 7);
         assert!(candidates.contains([0, 0]) && candidates.contains([0xff, 0xff]));
         assert_eq!(gcd(40503, 1 << 16), 1);
     }

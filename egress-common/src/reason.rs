@@ -54,9 +54,26 @@ reasons! {
     FlowLimit = 18, "flow_limit";
     /// The tenant begins flows faster than it may.
     NewFlowLimit = 19, "new_flow_limit";
+    /// Of a pod that leaves only with its tenant's mark, and without one.
+    Unmarked = 20, "unmarked";
 }
 
 impl Reason {
+    /// Whether it says no more than that the packet belongs to no flow. Where packets of others come
+    /// by too, it is theirs.
+    #[inline(always)]
+    pub fn is_no_flow(self) -> bool {
+        matches!(
+            self,
+            Self::Malformed
+                | Self::Fragment
+                | Self::Protocol
+                | Self::NoFlow
+                | Self::PolicyGone
+                | Self::NoRoute
+        )
+    }
+
     /// Whether it was a lack of room or a limit that kept a flow from being made.
     #[inline(always)]
     pub fn is_refusal(self) -> bool {

@@ -63,7 +63,7 @@ pub trait Tables {
     fn crowd(&self, destination: &ReplyKey) -> Option<&Crowd>;
     /// Enters one.
     fn add_crowd(&self, destination: &ReplyKey, crowd: &Crowd);
-    /// What new ones are copied from: number 0 for ports, 1 for identifiers.
+    /// What new ones are copied from: one for each [`crate::port::kind`].
     fn empty_crowd(&self, index: u32) -> Option<&Crowd>;
     /// Counts how many ports a new flow has tried.
     fn count_tries(&self, tries: u32);
@@ -80,4 +80,7 @@ pub trait Tables {
     /// Fills in the link-layer addresses towards `remote` through interface `uplink`. `false`: the
     /// sender has to ask the stack, which also resolves the neighbour.
     fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4], macs: &mut MacWords) -> bool;
+
+    /// Whether the node, left to itself, would send a pod's packet out of interface `uplink`.
+    fn routes_by(&self, uplink: u32, pod: [u8; 4], remote: [u8; 4]) -> bool;
 }

@@ -1,6 +1,6 @@
 //! What holds for any traffic: flows are pairs, no address leaks, checksums are right.
 use egress_common::{
-    abi::action,
+    abi::{NO_VNID, PortRange, action},
     port::step,
     testing::{
         Gateway, Host, Outcome, checks,
@@ -33,7 +33,10 @@ fn one_of<T: Copy + std::fmt::Debug + 'static>(values: &[T]) -> impl Strategy<Va
 }
 
 fn vnid() -> impl Strategy<Value = u32> {
-    prop_oneof![5 => Just(TENANT), 3 => Just(OTHER_TENANT), 1 => Just(DROPPED), 1 => Just(NORMAL)]
+    prop_oneof![
+        5 => Just(TENANT), 3 => Just(OTHER_TENANT), 1 => Just(DROPPED), 2 => Just(NORMAL),
+        3 => Just(NO_VNID),
+    ]
 }
 
 fn inside() -> impl Strategy<Value = [u8; 4]> {
@@ -141,9 +144,16 @@ fn address(packet: &[u8], at: usize) -> [u8; 4] {
     packet[at..at + 4].try_into().expect("four bytes")
 }
 
-/// The tenant's egress IP, if it has one now.
+fn masquerades(host: &Host) -> bool {
+    host.tables.config.as_ref().expect("configured").masquerade_slot != 0
+}
+
+/// The tenant's egress IP, if it has one now; without a policy, the node's address at most.
 fn address_of(host: &Host, vnid: u32) -> Option<[u8; 4]> {
-    let slot = &host.tables.slots[*host.tables.policy.get(&vnid)? as usize];
+    let Some(&index) = host.tables.policy.get(&vnid) else {
+        return masquerades(host).then_some(NODE);
+    };
+    let slot = &host.tables.slots[index as usize];
     (slot.action == action::SNAT).then_some(slot.egress_ip)
 }
 
@@ -215,9 +225,14 @@ fn happen(host: &mut Host, event: &Event) {
                     let config = host.tables.config.as_ref().expect("configured");
                     config.is_untouched(address(packet, 16))
                 };
+                let is_pod = || {
+                    let config = host.tables.config.as_ref().expect("configured");
+                    config.is_pod(address(packet, 12))
+                };
                 let without_policy = !host.tables.policy.contains_key(vnid);
+                let may_pass = without_policy && !(masquerades(host) && is_pod());
                 let own = || Some(address(packet, 12)) == address_of(host, *vnid);
-                assert!(without_policy || to_cluster(packet) || own(), "{packet:02x?}");
+                assert!(may_pass || to_cluster(packet) || own(), "{packet:02x?}");
             }
             Outcome::Dropped(_) => {}
             Outcome::Answered(..) => panic!("behind the stack nothing is answered"),
@@ -235,7 +250,7 @@ fn happen(host: &mut Host, event: &Event) {
         }
         Event::Rest(ticks) => host.rest(*ticks),
         Event::Policy(vnid, action, address) => {
-            if *vnid != NORMAL && is_free(host, *vnid, *address) {
+            if ![NORMAL, NO_VNID].contains(vnid) && is_free(host, *vnid, *address) {
                 let address = if *action == action::SNAT { *address } else { [0; 4] };
                 host.set_policy(*vnid, *action, address);
             }
@@ -252,9 +267,17 @@ proptest! {
 
     #[test]
     fn whatever_happens_flows_are_pairs_and_nothing_leaks(
-        events in prop::collection::vec(event(), 1..200), narrow: bool,
+        events in prop::collection::vec(event(), 1..200), narrow: bool, masquerade: bool,
     ) {
         let mut host = Host::default();
+        if masquerade {
+            host.masquerade();
+            host.configure(&|config| {
+                let range = PortRange { from: 1024, count: 5 };
+                (config.masquerade_ports, config.masqueraded_ports) = (range, range);
+                config.masquerade_step = step(range.count);
+            });
+        }
         if narrow {
             host.configure(&|config| {
                 (config.port_from, config.port_count) = (1024, 8);
@@ -269,6 +292,12 @@ proptest! {
                 let held = flows.iter().filter(|flow| flow.vnid == *vnid).count();
                 let counted = host.tables.usage[*index as usize].flows.get();
                 prop_assert_eq!(held, counted as usize, "what a tenant holds is counted");
+            }
+            if masquerade {
+                let held = flows.iter().filter(|flow| flow.egress.0 == NODE).count();
+                let slot = host.tables.config.as_ref().expect("configured").masquerade_slot;
+                let counted = host.tables.usage[slot as usize].flows.get();
+                prop_assert_eq!(held, counted as usize, "what is masqueraded is counted");
             }
         }
     }

@@ -1,11 +1,12 @@
 //! What each tc hook does with a packet: ask the engine, do what it says, count.
 use aya_ebpf::programs::TcContext;
 use egress_common::{
-    abi::{NO_SLOT, Path, data_path, turned},
+    abi::{Config, NO_SLOT, NO_VNID, Path, data_path, turned},
     answer,
     flow::Scratch,
     limit::may_answer,
     mark::{mark, vnid_of_mark},
+    masquerade::{give_way, unmarked},
     nat::{
         AnswerKind, By, Origin, Translation, Verdict, Way, leaves_translated, translate_original,
         translate_reply,
@@ -18,9 +19,7 @@ use egress_common::{
 
 use crate::{
     log,
-    maps::{
-        Maps, count_dropped, count_path, count_reason, is_node, scratch, slot_counters, vnid_of_pod,
-    },
+    maps::{Maps, count_dropped, count_path, count_reason, is_node, pod, scratch, slot_counters},
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
 };
@@ -86,22 +85,25 @@ fn from_gateway(skb: &Skb) -> Result<i32, Reason> {
         return Ok(act::PASS);
     }
     skb.pull::<{ ETH_LEN + 60 }>();
-    let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
+    let maps = Maps { context: skb.context() };
+    let config = maps.config().ok_or(Reason::NotReady)?;
+    let whose = match skb.mark() {
+        0 => whose(skb, config)?,
+        // Another's mark: what comes of it is the stack's to find out.
+        value => vnid_of_mark(value, config.masquerade_bit, layout(config)),
+    };
+    let Some(vnid) = whose else { return Ok(act::PASS) };
     let macs = skb.macs(0).ok_or(Reason::Malformed)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
     scratch.origin = Origin { vnid, node: [0; 4], ifindex: skb.ifindex(), macs, hop: Hop::Program };
     send_original(skb, scratch, Path::Gateway)
 }
 
-/// The tenant of a packet without a tunnel: by its mark, else by its pod's address.
+/// The tenant of a packet with neither a tunnel nor a tenant's mark, by its pod's address.
 #[inline(always)]
-fn vnid_of(skb: &Skb) -> Option<u32> {
-    let maps = Maps { context: skb.context() };
-    let config = maps.config()?;
-    match skb.mark() {
-        0 => vnid_of_pod(Ipv4::read(&At::<ETH_LEN>(*skb), 0)?.source),
-        value => vnid_of_mark(value, config.masquerade_bit, layout(config)),
-    }
+fn whose(skb: &Skb, config: &Config) -> Result<Option<u32>, Reason> {
+    let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Ok(None) };
+    unmarked(config, &ip, pod(ip.source))
 }
 
 #[inline(always)]
@@ -118,7 +120,9 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
         said::ANSWER => Ok(answer_pod(skb, scratch)),
         _ => {
             let translation = &scratch.translation;
-            skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
+            if scratch.origin.vnid != NO_VNID {
+                skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
+            }
             skb.stamp(config.stamp);
             skb.apply(&translation.rewrite)?;
             count_path(path);
@@ -186,7 +190,8 @@ fn mark_for_stack(skb: &Skb, origin: &Origin) -> i32 {
     let maps = Maps { context: skb.context() };
     let Some(config) = maps.config() else { return act::DROP };
     let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return act::PASS };
-    if maps.policy(origin.vnid).is_none() || config.is_untouched(ip.destination) {
+    let leaves = maps.policy(origin.vnid).is_some() || config.masquerade_slot != 0;
+    if origin.vnid == NO_VNID || !leaves || config.is_untouched(ip.destination) {
         return act::PASS;
     }
     skb.set_mark(mark(origin.vnid, config.masquerade_bit, layout(config)));
@@ -207,7 +212,10 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
     let config = maps.config().ok_or(Reason::NotReady)?;
     let scratch = scratch().ok_or(Reason::NotReady)?;
     if skb.bytes::<4>(ETH_LEN + 16) == Some(config.node) {
-        return underlay::receive(skb, config, scratch);
+        let received = underlay::receive(skb, config, scratch)?;
+        if received != act::PASS || config.masquerade_slot == 0 {
+            return Ok(received);
+        }
     }
     match ask_reply(skb, scratch) {
         said::PASS => Ok(act::PASS),
@@ -241,7 +249,9 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
         return Ok(act::PASS);
     }
     skb.pull::<{ ETH_LEN + 60 }>();
-    let Some(vnid) = vnid_of(skb) else { return Ok(act::PASS) };
+    let by_mark = vnid_of_mark(skb.mark(), config.masquerade_bit, layout(config));
+    let whose = if by_mark.is_some() { by_mark } else { whose(skb, config)? };
+    let Some(vnid) = whose else { return Ok(of_the_node(skb, config)) };
     let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Err(Reason::Malformed) };
     let stopped = |_: &Reason| {
         log::stopped(u32::from_be_bytes(ip.source), vnid);
@@ -274,6 +284,30 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
             skb.stamp(config.stamp);
             Ok(skb.redirect_to_neighbour(translation.way.ifindex))
         }
+    }
+}
+
+/// A packet of nobody's pod leaves. If it is the node's own, it has its port whoever else does.
+#[inline(always)]
+fn of_the_node(skb: &Skb, config: &Config) -> i32 {
+    // Without a stamp what the programs masquerade looks the same.
+    if config.masquerade_slot != 0
+        && config.stamp[0] != 0
+        && skb.bytes::<4>(ETH_LEN + 12) == Some(config.node)
+        && let Some(scratch) = scratch()
+    {
+        take_back(skb, scratch);
+    }
+    act::PASS
+}
+
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn take_back(skb: &Skb, scratch: &mut Scratch) {
+    let maps = Maps { context: skb.context() };
+    if give_way(&At::<ETH_LEN>(*skb), &maps, scratch) {
+        let port = u16::from_be_bytes(scratch.lease.egress_port);
+        log::taken_back(u32::from(port), scratch.lease.protocol);
     }
 }
 
@@ -346,11 +380,11 @@ fn write_answer(skb: &Skb, scratch: &Scratch) -> Option<()> {
     }
     let options = ip.header_len().saturating_sub(Ipv4::MIN_LEN);
     match answer.kind {
-        AnswerKind::Reset => {
+        AnswerKind::RESET => {
             let packet = answer::reset(&At::<ETH_LEN>(*skb), &ip)?;
             skb.replace(packet, options).ok()
         }
-        AnswerKind::Icmp { kind, code } => {
+        AnswerKind { kind, code } => {
             let packet = answer::icmp_error(&At::<ETH_LEN>(*skb), &ip, answer, kind, code)?;
             skb.replace(packet, options).ok()
         }

@@ -14,10 +14,11 @@ const PAUSE: u32 = 8 * BEAT;
 /// The kinds, an index into the map.
 const UNKNOWN_NODE: u32 = 0;
 const STOPPED: u32 = 1;
+const TAKEN_BACK: u32 = 2;
 
 /// When the last record of a kind was sent.
 #[map(name = "logged")]
-static LOGGED: PerCpuArray<u32> = PerCpuArray::with_max_entries(2, 0);
+static LOGGED: PerCpuArray<u32> = PerCpuArray::with_max_entries(3, 0);
 
 /// A tunnel source that is no node of the cluster.
 #[inline(never)]
@@ -32,6 +33,17 @@ pub fn unknown_node(source: u32) {
 pub fn stopped(source: u32, vnid: u32) {
     if is_due(STOPPED) {
         info!((), "stopped at the uplink: {:i} of VNID {} is not translated", source, vnid);
+    }
+}
+
+/// The node itself, or its NAT, uses a port to masquerade with.
+#[inline(never)]
+pub fn taken_back(port: u32, protocol: u32) {
+    if is_due(TAKEN_BACK) {
+        warn!(
+            (),
+            "the node took port {} of protocol {} back from a pod's connection", port, protocol
+        );
     }
 }
 

@@ -4,7 +4,10 @@
 //! preallocated hash maps are reused at once after a delete: a held pointer stays readable but may
 //! have become another flow, which is why the engine compares what it reads with the slot.
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup},
+    bindings::{
+        BPF_ANY, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_OUTPUT,
+        BPF_NOEXIST, bpf_fib_lookup,
+    },
     helpers::generated as kernel,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
@@ -12,12 +15,13 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use egress_common::{
     abi::{
-        Claim, Config, FragmentKey, FragmentOwner, MacWords, NodeHop, OriginalFlow, OriginalKey,
-        Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT, Usage,
+        Claim, Config, FragmentKey, FragmentOwner, MARKED_ONLY, MacWords, NodeHop, OriginalFlow,
+        OriginalKey, Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT, Usage,
     },
     crowd::Crowd,
     flow::Scratch,
     lease::TRIES,
+    port::kind,
     reason::{REASON_COUNT, Reason},
     tables::{InsertError, Step, Tables},
 };
@@ -47,7 +51,8 @@ const SLOTS: u32 = 16384;
 static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map(name = "nodes")]
 static NODES: HashMap<[u8; 4], NodeHop> = HashMap::pinned(16384, 0);
-/// Pod address to VNID, for pods whose packets arrive without a mark.
+/// Pod address to VNID, for pods whose packets arrive without a mark; with [`MARKED_ONLY`] for those
+/// whose packets never should.
 #[map(name = "pods")]
 static PODS: HashMap<[u8; 4], u32> = HashMap::pinned(16384, 0);
 #[map(name = "policy")]
@@ -67,7 +72,7 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentOwner> = LruHashMap::pinned(81
 static CROWDS: LruHashMap<ReplyKey, Shared<Crowd>> = LruHashMap::pinned(512, 0);
 /// What a new element of `crowds` is copied from.
 #[map(name = "empty_crowds")]
-static EMPTY_CROWDS: Array<Shared<Crowd>> = Array::pinned(2, 0);
+static EMPTY_CROWDS: Array<Shared<Crowd>> = Array::pinned(kind::COUNT, 0);
 /// How many new flows tried so many ports.
 #[map(name = "tries")]
 static TRIED: PerCpuArray<u64> = PerCpuArray::pinned(TRIES + 1, 0);
@@ -265,25 +270,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4], macs: &mut MacWords) -> bool {
-        let Some(lookup) = FIB.get_ptr_mut(0) else { return false };
-        // SAFETY: this CPU's own element; all-zero is a valid value of this plain struct.
-        let lookup = unsafe {
-            *lookup = core::mem::zeroed();
-            &mut *lookup
-        };
-        lookup.family = AF_INET;
-        lookup.ifindex = uplink;
-        // tot_len stays 0: no MTU check here, and none at all for GSO packets.
-        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(remote);
-        // SAFETY: the context is the program's own, the struct has its size.
-        let result = unsafe {
-            kernel::bpf_fib_lookup(
-                self.context,
-                lookup,
-                size_of::<bpf_fib_lookup>() as i32,
-                BPF_FIB_LOOKUP_OUTPUT,
-            )
+        let Some((result, lookup)) = self.look_up(uplink, source, remote, BPF_FIB_LOOKUP_OUTPUT)
+        else {
+            return false;
         };
         if result != 0 || lookup.ifindex != uplink {
             return false;
@@ -291,6 +280,47 @@ impl Tables for Maps {
         let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (lookup.dmac, lookup.smac);
         *macs = mac_words([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]);
         true
+    }
+
+    /// As if the packet had come in by the uplink: with that device as its output, the kernel would
+    /// look at no other way. A function of its own for the sake of the stack.
+    #[inline(never)]
+    fn routes_by(&self, uplink: u32, pod: [u8; 4], remote: [u8; 4]) -> bool {
+        let Some((result, lookup)) = self.look_up(uplink, pod, remote, 0) else { return false };
+        match result as u32 {
+            0 | BPF_FIB_LKUP_RET_NO_NEIGH => lookup.ifindex == uplink,
+            // A node that forwards nothing has no other way.
+            code => code == BPF_FIB_LKUP_RET_FWD_DISABLED,
+        }
+    }
+}
+
+impl Maps {
+    /// Asks the FIB from or, as `flags` say, towards `interface`: what it answers, in which room.
+    #[inline(always)]
+    fn look_up(
+        &self,
+        interface: u32,
+        source: [u8; 4],
+        remote: [u8; 4],
+        flags: u32,
+    ) -> Option<(i64, &'static bpf_fib_lookup)> {
+        let lookup = FIB.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own element; all-zero is a valid value of this plain struct.
+        let lookup = unsafe {
+            *lookup = core::mem::zeroed();
+            &mut *lookup
+        };
+        lookup.family = AF_INET;
+        lookup.ifindex = interface;
+        // tot_len stays 0: no MTU check here, and none at all for GSO packets.
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(remote);
+        // SAFETY: the context is the program's own, the struct has its size.
+        let result = unsafe {
+            kernel::bpf_fib_lookup(self.context, lookup, size_of::<bpf_fib_lookup>() as i32, flags)
+        };
+        Some((result, lookup))
     }
 }
 
@@ -325,10 +355,16 @@ pub fn node_hop(node: [u8; 4]) -> Option<&'static mut NodeHop> {
     NODES.get_ptr_mut(node).map(|hop| unsafe { &mut *hop })
 }
 
+/// What is known of the pod at an address.
 #[inline(always)]
-pub fn vnid_of_pod(address: [u8; 4]) -> Option<u32> {
+pub fn pod(address: [u8; 4]) -> Option<u32> {
     // SAFETY: the value is one word, read at once.
     unsafe { PODS.get(address) }.copied()
+}
+
+#[inline(always)]
+pub fn vnid_of_pod(address: [u8; 4]) -> Option<u32> {
+    pod(address).filter(|value| value & MARKED_ONLY == 0)
 }
 
 #[inline(always)]

@@ -210,7 +210,11 @@ fn receive(frame: &Frame) -> Result<u32, Reason> {
 #[inline(always)]
 fn original(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, Reason> {
     if recognise(frame, config, scratch) != said::TRANSLATE {
-        return Ok(XDP_PASS);
+        return if config.masquerade_slot == 0 {
+            Ok(XDP_PASS)
+        } else {
+            reply(frame, config, scratch)
+        };
     }
     match ask_original(frame, scratch) {
         said::DROP => return Ok(XDP_DROP),

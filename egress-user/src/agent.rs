@@ -33,6 +33,7 @@ mod claim;
 mod facts;
 pub mod lock;
 mod node;
+mod node_ports;
 mod programs;
 mod reload;
 mod retry;
@@ -84,6 +85,8 @@ struct Agent {
     ovs_watch: Option<Watch>,
     /// Flows of ours that the bridge is to hold.
     ovs_held: Option<u32>,
+    /// The pods that the bridge knows, and their VNIDs.
+    bridged: BTreeMap<Ipv4Addr, u32>,
     /// By the name of the uplink.
     arp: BTreeMap<String, ArpSocket>,
     schedule: Schedule,
@@ -132,6 +135,7 @@ impl Agent {
             ovs,
             ovs_facts: None,
             ovs_held: None,
+            bridged: BTreeMap::new(),
             arp: BTreeMap::new(),
             schedule: Schedule::new(node::announcing(&config)),
             held: BTreeMap::new(),

@@ -116,6 +116,11 @@ impl Sizes {
     fn tenants(self) -> u32 {
         self.policies.saturating_mul(4).max(1 << 16)
     }
+
+    /// One for each policy, and the last one for all that have none: [`Maps::masquerade_slot`].
+    fn slots(self) -> u32 {
+        self.policies.saturating_add(1)
+    }
 }
 
 /// The directory of this version's pins below a bpffs.
@@ -295,10 +300,10 @@ fn load(pins: &Path, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("flows_original", sizes.flows)
         .map_max_entries("flows_reply", sizes.flows)
         .map_max_entries("policy", sizes.tenants())
-        .map_max_entries("slots", sizes.policies)
+        .map_max_entries("slots", sizes.slots())
         .map_max_entries("egress_ips", sizes.policies)
-        .map_max_entries("slot_counters", sizes.policies)
-        .map_max_entries("usage", sizes.policies)
+        .map_max_entries("slot_counters", sizes.slots())
+        .map_max_entries("usage", sizes.slots())
         .map_max_entries("places", sizes.flows.saturating_mul(2))
         .load(OBJECT)
         .with_context(|| {
@@ -399,6 +404,13 @@ impl Maps {
             paths: per_cpu("paths")?.try_into()?,
             slot_counters: per_cpu("slot_counters")?.try_into()?,
         })
+    }
+}
+
+impl Maps {
+    /// Where the slot is by which pods without a policy leave.
+    pub fn masquerade_slot(&self) -> u32 {
+        self.slots.len().saturating_sub(1)
     }
 }
 

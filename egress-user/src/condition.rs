@@ -30,12 +30,16 @@ pub enum Reason {
     NoRoom,
     /// No route leads beyond an uplink's own network.
     NoRoute,
+    /// The node's subnet, of which its pods are, is not known.
+    NoSubnet,
     /// XDP is wanted, and cannot be had.
     NoXdp,
     /// The egress IP is outside its node's subnet.
     NotInSubnet,
     /// The egress IP's node is offline.
     Offline,
+    /// The node itself may use ports that are meant for its pods alone.
+    PortCollision,
     /// One node lists several egress IPs of one VNID.
     SameNodeTwice,
     /// No node lists the egress IP.
@@ -78,9 +82,11 @@ mod tests {
             NoOpenVSwitch,
             NoRoom,
             NoRoute,
+            NoSubnet,
             NoXdp,
             NotInSubnet,
             Offline,
+            PortCollision,
             SameNodeTwice,
             Unhosted,
         ];

@@ -38,6 +38,10 @@ pub struct AgentConfig {
     pub flows: Flows,
     pub policies: Policies,
     pub ports: Ports,
+    /// Whether pods of VNIDs without a policy leave with the node's address through the programs,
+    /// and not by the node's own NAT.
+    pub masquerade: bool,
+    pub masquerade_ports: MasqueradePorts,
     pub timeouts: Timeouts,
     pub announce: Announce,
     pub ovs: Ovs,
@@ -171,6 +175,14 @@ pub struct Ports {
     pub to: u16,
 }
 
+/// The node's ports that masquerading takes, both ends included: nothing else may use them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MasqueradePorts {
+    pub from: u16,
+    pub to: u16,
+}
+
 /// How long an idle flow lives.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -241,6 +253,8 @@ impl Default for AgentConfig {
             flows: Flows::default(),
             policies: Policies::default(),
             ports: Ports::default(),
+            masquerade: false,
+            masquerade_ports: MasqueradePorts::default(),
             timeouts: Timeouts::default(),
             announce: Announce::default(),
             ovs: Ovs::default(),
@@ -281,6 +295,13 @@ impl Default for Policies {
 impl Default for Ports {
     fn default() -> Self {
         Self { from: 1024, to: 65535 }
+    }
+}
+
+/// Below what is usually taken: by NodePorts from 30000 on, by the kernel for sockets from 32768 on.
+impl Default for MasqueradePorts {
+    fn default() -> Self {
+        Self { from: 11000, to: 29999 }
     }
 }
 
@@ -329,9 +350,19 @@ impl AgentConfig {
     }
 
     fn check(&self) -> Result<(), String> {
-        let Ports { from, to } = self.ports;
-        if from == 0 || from > to {
-            return Err(format!("ports: from {from} to {to} is no range: 1 <= from <= to"));
+        let MasqueradePorts { from, to } = self.masquerade_ports;
+        for (key, from, to) in
+            [("ports", self.ports.from, self.ports.to), ("masqueradePorts", from, to)]
+        {
+            if from == 0 || from > to {
+                return Err(format!("{key}: from {from} to {to} is no range: 1 <= from <= to"));
+            }
+        }
+        if (from..=to).contains(&self.tunnel.port) {
+            return Err(format!(
+                "masqueradePorts: from {from} to {to} has VXLAN's port {} in it: leave it out",
+                self.tunnel.port
+            ));
         }
         self.node.check_uplinks()?;
         self.check_pods()?;

@@ -9,9 +9,11 @@
 pub mod text;
 pub mod watch;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,6 +33,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const TUNNEL: &str = "vxlan0";
 /// The table whose only flow carries OpenShift's rule version in a note.
 const NOTE_TABLE: u8 = 253;
+/// The table in which a pod's packets get their VNID.
+const POD_TABLE: u8 = 20;
 
 /// One bridge of one Open vSwitch instance.
 #[derive(Debug, Clone)]
@@ -136,6 +140,15 @@ impl Ovs {
     /// The bridge does not answer, or prints what we cannot read.
     pub async fn flows(&self) -> Result<Vec<Held>> {
         text::parse_flow_dump(&self.ofctl(&["dump-flows"], &[], "").await?)
+    }
+
+    /// The pods of this node and their VNIDs, as the network plugin has told the bridge.
+    ///
+    /// # Errors
+    /// As [`Ovs::flows`].
+    pub async fn pods(&self) -> Result<BTreeMap<Ipv4Addr, u32>> {
+        let dump = self.ofctl(&["dump-flows"], &[&format!("table={POD_TABLE}")], "").await?;
+        Ok(text::parse_flow_dump(&dump)?.iter().filter_map(|held| held.flow.pod()).collect())
     }
 
     /// Every group of the bridge.

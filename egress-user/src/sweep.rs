@@ -83,7 +83,9 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
 
 /// The programs' own count of a tenant's flows may drift: several CPUs add to it plainly.
 fn correct_usage(maps: &mut Maps, by_slot: &BTreeMap<u32, u32>) -> Result<()> {
-    let slots: Vec<u32> = maps.policy.iter().flatten().map(|(_, slot)| slot).collect();
+    let masquerade = maps.masquerade_slot();
+    let slots: Vec<u32> =
+        maps.policy.iter().flatten().map(|(_, slot)| slot).chain([masquerade]).collect();
     let room = maps.usage.len();
     for slot in slots.into_iter().filter(|slot| *slot < room) {
         let held = maps.usage.get(&slot, 0).context("read the map usage")?.0;

@@ -13,14 +13,14 @@ use aya::{
 };
 use egress_common::{
     abi::{
-        Config, FragmentKey, FragmentOwner, OriginalKey, OriginalRecord, Path, ReplyKey,
+        Config, FragmentKey, FragmentOwner, NO_VNID, OriginalKey, OriginalRecord, Path, ReplyKey,
         ReplyRecord, Slot,
     },
-    mark::{Layout, mark},
+    mark::{Layout, MAX_VNID, mark},
     reason::Reason,
     testing::{
         Gateway, Mapping, Outcome,
-        gateway::{POLICIES, config},
+        gateway::{POLICIES, config, masquerade_slot},
         packet::End,
     },
 };
@@ -61,7 +61,7 @@ impl Programs {
     /// A gateway with the stories' policies and settings, and without flows.
     pub fn fresh(&self) -> Result<TestRunGateway> {
         // As the agent does: the guard looks at what bears no stamp.
-        let config = Config { stamp: [1, 1], ..config() };
+        let config = Config { stamp: [1, 1], uplink: self.uplink, ..config() };
         let mut gateway =
             TestRunGateway { loaded: self.loaded.clone(), config, uplink: self.uplink };
         gateway.clear()?;
@@ -82,8 +82,17 @@ pub struct TestRunGateway {
 
 impl TestRunGateway {
     fn clear(&mut self) -> Result<()> {
-        let Maps { flows_original, flows_reply, policy, egress_ips, slots, usage, crowds, .. } =
-            &mut self.loaded.borrow_mut().maps;
+        let Maps {
+            flows_original,
+            flows_reply,
+            policy,
+            pods,
+            egress_ips,
+            slots,
+            usage,
+            crowds,
+            ..
+        } = &mut self.loaded.borrow_mut().maps;
         for key in flows_original.keys().collect::<Result<Vec<_>, _>>()? {
             flows_original.remove(&key)?;
         }
@@ -92,6 +101,9 @@ impl TestRunGateway {
         }
         for key in policy.keys().collect::<Result<Vec<_>, _>>()? {
             policy.remove(&key)?;
+        }
+        for key in pods.keys().collect::<Result<Vec<_>, _>>()? {
+            pods.remove(&key)?;
         }
         for key in crowds.keys().collect::<Result<Vec<_>, _>>()? {
             crowds.remove(&key)?;
@@ -186,8 +198,9 @@ impl TestRunGateway {
         })
     }
 
+    /// Who has no VNID has no mark.
     fn mark(&self, vnid: u32) -> u32 {
-        mark(vnid, self.config.masquerade_bit, Layout::New)
+        if vnid == NO_VNID { 0 } else { mark(vnid, self.config.masquerade_bit, Layout::New) }
     }
 }
 
@@ -208,7 +221,7 @@ fn mapping(
         protocol: u32::from(key.protocol()),
     });
     assert_eq!(
-        (partner.pod, partner.pod_port, partner.vnid, partner.tag, partner.slot),
+        (partner.pod, partner.pod_port, partner.vnid & MAX_VNID, partner.tag, partner.slot),
         (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot),
         "both halves tell the same"
     );
@@ -290,6 +303,22 @@ impl Gateway for TestRunGateway {
         if egress_ip != [0; 4] {
             egress_ips.insert(egress_ip, index, 0).expect("set an egress IP");
         }
+    }
+
+    fn masquerade(&mut self) {
+        let slot = masquerade_slot(self.uplink);
+        let index = {
+            let maps = &mut self.loaded.borrow_mut().maps;
+            let index = maps.masquerade_slot();
+            maps.slots.set(index, Plain(slot), 0).expect("set the slot to masquerade by");
+            index
+        };
+        self.configure(&|config| config.masquerade_slot = index);
+    }
+
+    fn set_pod(&mut self, address: [u8; 4], value: u32) {
+        let pods = &mut self.loaded.borrow_mut().maps.pods;
+        pods.insert(address, value, 0).expect("enter a pod");
     }
 
     fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {

@@ -25,13 +25,11 @@ const ETH_LEN: usize = 14;
 #[test]
 #[ignore = "needs root"]
 fn every_story_holds_for_the_programs_on_tc() -> Result<()> {
-    let netns = Netns::alone("cases")?;
-    let mounts = netns.private_mounts()?;
-    netns.run_in(&mounts, || -> Result<()> {
-        let programs = Programs::new(DataPlane::load(Path::new(BPFFS), SIZES)?, 1)?;
+    with_uplink("cases", |uplink| {
+        let programs = Programs::new(DataPlane::load(Path::new(BPFFS), SIZES)?, uplink)?;
         stories::tell(|| programs.fresh().expect("a fresh gateway"));
         Ok(())
-    })?
+    })
 }
 
 /// A namespace with an uplink by which every remote is known: XDP sends nowhere else.

@@ -1,6 +1,6 @@
 //! What a story speaks to: a gateway with two tenants, whatever it is made of.
 use crate::{
-    abi::{Config, Network, Slot, action},
+    abi::{Config, NO_VNID, Network, PortRange, Slot, action},
     port::step,
     reason::Reason,
     testing::packet::End,
@@ -30,11 +30,12 @@ pub struct Mapping {
 
 /// A gateway under test.
 pub trait Gateway {
-    /// A packet of a pod of this node.
+    /// A packet of a pod of this node; of [`NO_VNID`]: without a mark.
     fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome;
     /// A packet out of the uplink.
     fn arrive(&mut self, packet: &[u8]) -> Outcome;
-    /// A packet that the stack has forwarded, with its tenant's mark, about to leave the uplink.
+    /// A packet that the stack has forwarded, with its tenant's mark or (of [`NO_VNID`]) without
+    /// one, about to leave the uplink.
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome;
     /// Lets time pass for all flows.
     fn rest(&mut self, ticks: u32);
@@ -45,6 +46,10 @@ pub trait Gateway {
     fn mappings(&self) -> Vec<Mapping>;
     /// Enters or changes a tenant's policy.
     fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]);
+    /// Enters [`masquerade_slot`], and switches masquerading on.
+    fn masquerade(&mut self);
+    /// What is known of a pod by its address: its VNID, or that with [`crate::abi::MARKED_ONLY`].
+    fn set_pod(&mut self, address: [u8; 4], value: u32);
     /// A tenant's slot, to be changed.
     fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot));
     /// The settings, to be changed.
@@ -64,8 +69,10 @@ pub const NODE: [u8; 4] = [10, 0, 0, 2];
 pub const EGRESS_IP: [u8; 4] = [10, 0, 0, 11];
 pub const OTHER_EGRESS_IP: [u8; 4] = [10, 0, 0, 13];
 pub const POD: [u8; 4] = [10, 129, 0, 5];
-/// Of the same tenant.
+/// Of the same tenant, on another node.
 pub const SECOND_POD: [u8; 4] = [10, 130, 2, 9];
+/// On this node, as [`POD`].
+pub const THIRD_POD: [u8; 4] = [10, 129, 1, 77];
 pub const SERVICE: [u8; 4] = [172, 30, 0, 1];
 pub const REMOTE: [u8; 4] = [203, 0, 113, 7];
 pub const OTHER_REMOTE: [u8; 4] = [198, 51, 100, 77];
@@ -76,6 +83,9 @@ pub const POLICIES: [(u32, u8, [u8; 4]); 3] = [
     (OTHER_TENANT, action::SNAT, OTHER_EGRESS_IP),
     (DROPPED, action::DROP, [0; 4]),
 ];
+
+/// The ports to masquerade with.
+pub const MASQUERADE: PortRange = PortRange { from: 61_000, count: 4_536 };
 
 /// Ticks, near the defaults: 7440 s, 240 s, 300 s, 60 s.
 pub const ESTABLISHED: u32 = 55_432;
@@ -98,6 +108,10 @@ pub fn config() -> Config {
         port_from: 1024,
         port_count: 64512,
         port_step: step(64512),
+        masquerade_ports: MASQUERADE,
+        masquerade_step: step(MASQUERADE.count),
+        masqueraded_ports: MASQUERADE,
+        local_pods: network([10, 129, 0, 0], 23),
         cluster_networks: 1,
         network_count: 2,
         ..Config::zeroed()
@@ -105,6 +119,11 @@ pub fn config() -> Config {
     config.networks[0] = network([10, 128, 0, 0], 14);
     config.networks[1] = network([172, 30, 0, 0], 16);
     config
+}
+
+/// What pods without a policy leave by.
+pub fn masquerade_slot(uplink: u32) -> Slot {
+    Slot { vnid: NO_VNID, action: action::SNAT, egress_ip: NODE, uplink, ..Slot::zeroed() }
 }
 
 fn network(address: [u8; 4], length: u32) -> Network {

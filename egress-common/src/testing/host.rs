@@ -1,14 +1,16 @@
 //! The engine itself behind the [`Gateway`] of the stories.
 use crate::{
-    abi::{Config, OriginalKey, ReplyKey, Slot},
+    abi::{Config, NO_VNID, OriginalKey, ReplyKey, Slot, Usage},
     answer,
     flow::Scratch,
+    mark::MAX_VNID,
+    masquerade::{give_way, unmarked},
     nat::{AnswerKind, Origin, Verdict, leaves_translated, translate_original, translate_reply},
     reason::Reason,
     rewrite::Hop,
     testing::{
         Bytes, MemoryTables, apply,
-        gateway::{Gateway, Mapping, Outcome, POLICIES, config},
+        gateway::{Gateway, Mapping, Outcome, POLICIES, config, masquerade_slot},
     },
     wire::Ipv4,
 };
@@ -43,8 +45,8 @@ pub fn outcome(verdict: Result<Verdict, Reason>, packet: &[u8], scratch: &Scratc
             let said = &scratch.answer;
             let ip = Ipv4::read(&Bytes(packet), 0).expect("what is answered has a header");
             let answer = match said.kind {
-                AnswerKind::Reset => answer::reset(&Bytes(packet), &ip).map(|bytes| bytes.to_vec()),
-                AnswerKind::Icmp { kind, code } => {
+                AnswerKind::RESET => answer::reset(&Bytes(packet), &ip).map(|bytes| bytes.to_vec()),
+                AnswerKind { kind, code } => {
                     answer::icmp_error(&Bytes(packet), &ip, said, kind, code)
                         .map(|bytes| bytes.to_vec())
                 }
@@ -66,12 +68,33 @@ impl Host {
     }
 }
 
+impl Host {
+    /// What a hook knows of a packet's tenant; `Err`: what becomes of the packet without one.
+    fn whose(&self, vnid: u32, ip: &Ipv4) -> Result<u32, Outcome> {
+        if vnid != NO_VNID {
+            return Ok(vnid);
+        }
+        let config = self.tables.config.as_ref().expect("the gateway is configured");
+        match unmarked(config, ip, self.tables.pods.get(&ip.source).copied()) {
+            Ok(Some(vnid)) => Ok(vnid),
+            Ok(None) => Err(Outcome::Passed),
+            Err(reason) => Err(Outcome::Dropped(reason)),
+        }
+    }
+}
+
 fn end(address: [u8; 4], port: [u8; 2]) -> ([u8; 4], u16) {
     (address, u16::from_be_bytes(port))
 }
 
 impl Gateway for Host {
     fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
+        let vnid = match Ipv4::read(&Bytes(packet), 0).map(|ip| self.whose(vnid, &ip)) {
+            None if vnid == NO_VNID => return Outcome::Passed,
+            None => vnid,
+            Some(Ok(vnid)) => vnid,
+            Some(Err(outcome)) => return outcome,
+        };
         self.original(Origin { vnid, ifindex: 7, macs: [4, 5, 6], ..Origin::default() }, packet)
     }
 
@@ -83,6 +106,16 @@ impl Gateway for Host {
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
         let Some(ip) = Ipv4::read(&Bytes(packet), 0) else {
             return Outcome::Dropped(Reason::Malformed);
+        };
+        let vnid = match self.whose(vnid, &ip) {
+            Ok(vnid) => vnid,
+            Err(outcome) => {
+                let config = self.tables.config.as_ref().expect("the gateway is configured");
+                if ip.source == config.node && config.masquerade_slot != 0 {
+                    give_way(&Bytes(packet), &self.tables, &mut self.scratch);
+                }
+                return outcome;
+            }
         };
         let config = self.tables.config.as_ref().expect("the gateway is configured");
         if config.is_untouched(ip.destination) {
@@ -116,7 +149,13 @@ impl Gateway for Host {
             };
             let partner = reply.get(&partner).expect("the reply's half is there");
             assert_eq!(
-                (partner.pod, partner.pod_port, partner.vnid, partner.tag, partner.slot.get()),
+                (
+                    partner.pod,
+                    partner.pod_port,
+                    partner.vnid & MAX_VNID,
+                    partner.tag,
+                    partner.slot.get()
+                ),
                 (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot.get()),
                 "both halves tell the same"
             );
@@ -144,6 +183,17 @@ impl Gateway for Host {
         } else {
             self.tables.add_policy(vnid, action, egress_ip);
         }
+    }
+
+    fn masquerade(&mut self) {
+        let config = self.tables.config.as_mut().expect("the gateway is configured");
+        config.masquerade_slot = self.tables.slots.len() as u32;
+        self.tables.slots.push(masquerade_slot(2));
+        self.tables.usage.push(Usage::default());
+    }
+
+    fn set_pod(&mut self, address: [u8; 4], value: u32) {
+        self.tables.pods.insert(address, value);
     }
 
     fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {

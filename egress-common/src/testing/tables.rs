@@ -14,6 +14,7 @@ use crate::{
     },
     crowd::Crowd,
     flow::Scratch,
+    port::kind,
     tables::{InsertError, Step, Tables},
 };
 
@@ -49,6 +50,10 @@ pub struct MemoryTables {
     pub seed: Cell<u32>,
     /// The next hop; `None`: the neighbour is not known.
     pub macs: Cell<Option<MacWords>>,
+    /// By address: as the map of this name.
+    pub pods: HashMap<[u8; 4], u32>,
+    /// Remotes that the node has another way to than the uplink.
+    pub elsewhere: HashSet<[u8; 4]>,
     /// Runs after the next insert of a reply entry.
     pub after_reply: RefCell<Option<Interruption>>,
     /// Runs before the next insert of a reply entry.
@@ -67,7 +72,7 @@ impl Default for MemoryTables {
             reply: Table::default(),
             fragments: RefCell::default(),
             crowds: RefCell::default(),
-            empty_crowds: vec![Crowd::default(); 2],
+            empty_crowds: vec![Crowd::default(); kind::COUNT as usize],
             tries: RefCell::default(),
             places: Vec::new(),
             claims: RefCell::default(),
@@ -77,6 +82,8 @@ impl Default for MemoryTables {
             chance: RefCell::default(),
             seed: Cell::new(0x9e37_79b9),
             macs: Cell::new(Some([1, 2, 3])),
+            pods: HashMap::new(),
+            elsewhere: HashSet::new(),
             after_reply: RefCell::default(),
             before_reply: RefCell::default(),
         }
@@ -238,5 +245,9 @@ impl Tables for MemoryTables {
             }
             None => false,
         }
+    }
+
+    fn routes_by(&self, _: u32, _: [u8; 4], remote: [u8; 4]) -> bool {
+        !self.elsewhere.contains(&remote)
     }
 }

@@ -21,6 +21,20 @@ impl Agent {
             }
             Err(error) => conditions.push(failed("Agent/ovs", &error)),
         }
+        self.observe_pods(conditions).await;
+    }
+
+    /// Where pods leave unmarked, those of tenants must be known. A bridge that does not answer has
+    /// the same pods as before.
+    async fn observe_pods(&mut self, conditions: &mut Vec<Condition>) {
+        let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else { return };
+        if !self.config.masquerade {
+            return;
+        }
+        match ovs.pods().await {
+            Ok(pods) => self.bridged = pods,
+            Err(error) => conditions.push(failed("Agent/ovs", &error)),
+        }
     }
 
     pub(super) async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {

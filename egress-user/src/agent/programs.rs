@@ -27,6 +27,9 @@ impl Agent {
     }
 
     fn configure(&mut self) -> Result<()> {
+        if let Some(masquerade) = tables::masquerade(&self.config, &self.identity) {
+            maps::masquerade(&mut self.maps, masquerade)?;
+        }
         let held = maps::settings(&self.maps)?;
         let config = tables::config(&tables::Node {
             config: &self.config,
@@ -37,6 +40,7 @@ impl Agent {
             ovs: self.ovs_facts.as_ref(),
             generation: held.next_hop_generation,
             stamp: node::stamp(held.stamp)?,
+            masquerade_slot: self.maps.masquerade_slot(),
         })?;
         maps::configure(&mut self.maps, &config)?;
         Ok(())

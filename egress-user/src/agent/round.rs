@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
 
 use log::{error, warn};
 
-use super::{Agent, claim::ByLink, failed, retry, sources, status::Status, tables};
+use super::{Agent, claim::ByLink, failed, node_ports, retry, sources, status::Status, tables};
 use crate::{
     condition::{Condition, Reason},
     config::DataPath,
@@ -27,7 +27,8 @@ impl Agent {
         let not_held = unclaimed.values().flatten().filter(|ip| !self.held.contains_key(*ip));
         let unsure: BTreeSet<Ipv4Addr> = not_held.chain(&self.conflicts).copied().collect();
         let unsure = self.plan_without(&unsure);
-        let sources = sources::desired(&self.config, &self.devices, &unsure, &self.objects);
+        let Self { config, devices, objects, bridged, .. } = &*self;
+        let sources = sources::desired(config, devices, &unsure, objects, bridged);
         if let Err(error) = source_maps::reconcile(&mut self.source_maps, &sources) {
             conditions.push(failed("Agent/sources", &error));
         }
@@ -46,6 +47,7 @@ impl Agent {
             Err(error) => conditions.push(failed("Agent/maps", &error)),
         }
         conditions.extend(self.uplinks.conditions());
+        conditions.extend(node_ports::conditions(&self.config, &self.objects, &self.identity));
         conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         conditions.sort();
         conditions.dedup();

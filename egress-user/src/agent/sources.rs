@@ -4,14 +4,29 @@ use std::{
     net::Ipv4Addr,
 };
 
+use egress_common::abi::MARKED_ONLY;
+
 use super::node::Devices;
 use crate::{config::AgentConfig, model::Objects, plan::Plan, reconcile::sources::Desired};
 
-/// Whose pods are where, and where their packets go.
-pub fn desired(config: &AgentConfig, devices: &Devices, plan: &Plan, objects: &Objects) -> Desired {
+/// Whose pods are where, and where their packets go. `bridged` are the pods that the bridge knows:
+/// where pods without a policy leave unmarked, those of others must not.
+pub fn desired(
+    config: &AgentConfig,
+    devices: &Devices,
+    plan: &Plan,
+    objects: &Objects,
+    bridged: &BTreeMap<Ipv4Addr, u32>,
+) -> Desired {
+    let tenants: BTreeSet<u32> = plan.policies.iter().map(|policy| policy.vnid).collect();
+    let marked_only = bridged
+        .iter()
+        .filter(|(_, vnid)| config.masquerade && tenants.contains(vnid))
+        .map(|(ip, vnid)| (*ip, vnid | MARKED_ONLY));
+    let configured = config.pods.iter().filter_map(|pod| Some((pod.ip?, pod.vnid)));
     Desired {
         devices: devices.pods.iter().map(|(link, vnid)| (link.index, *vnid)).collect(),
-        pods: config.pods.iter().filter_map(|pod| Some((pod.ip?, pod.vnid))).collect(),
+        pods: marked_only.chain(configured).collect(),
         egress_nodes: egress_nodes(plan, objects),
     }
 }
@@ -73,5 +88,32 @@ items:
         };
         assert_eq!(nodes("c"), BTreeMap::from([(7, Ipv4Addr::new(10, 0, 0, 3))]));
         assert_eq!(nodes("a"), BTreeMap::new());
+    }
+
+    #[test]
+    fn pods_of_the_bridge_need_their_mark_where_others_leave_without_one() {
+        let text = "\
+apiVersion: v1
+kind: NetNamespace
+metadata: {name: n}
+netname: n
+netid: 7
+egressIPs: [10.0.0.11]
+";
+        let mut input = Input::default();
+        input.add_text(text, "test").unwrap();
+        let Input { objects, .. } = input;
+        let facts = Facts::of("a");
+        let plan =
+            plan(&objects, &facts, &Health::default(), &Previous::default(), &Mode::default());
+        let ip = |last| Ipv4Addr::new(10, 128, 0, last);
+        let bridged = BTreeMap::from([(ip(5), 7), (ip(6), 8), (ip(7), 0)]);
+        let pods = |masquerade| {
+            let mut config = AgentConfig::default();
+            config.masquerade = masquerade;
+            desired(&config, &Devices::default(), &plan, &objects, &bridged).pods
+        };
+        assert_eq!(pods(true), BTreeMap::from([(ip(5), 7 | MARKED_ONLY)]));
+        assert_eq!(pods(false), BTreeMap::new());
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use egress_common::{
-    abi::{Config, MAX_NETWORKS, Network, TICK_SHIFT, data_path},
+    abi::{Config, MAX_NETWORKS, Network, PortRange, TICK_SHIFT, data_path},
     mark::Layout,
     port,
 };
@@ -17,7 +17,7 @@ use super::{node::Devices, uplinks::Uplinks};
 use crate::{
     cidr::Cidr,
     condition::{Condition, Reason},
-    config::{AgentConfig, DataPath},
+    config::{AgentConfig, DataPath, MasqueradePorts},
     identity::Identity,
     model::Objects,
     netlink::Link,
@@ -25,7 +25,7 @@ use crate::{
     plan::{Action, Plan},
     reconcile::{
         addresses::EgressAddress,
-        maps::{Desired, Dropped, Limits, Tenant, Uplink},
+        maps::{Desired, Dropped, Limits, Masquerade, Tenant, Uplink},
     },
 };
 
@@ -41,6 +41,8 @@ pub struct Node<'a> {
     pub generation: u32,
     /// For the guard; it outlives an agent too.
     pub stamp: [u32; 2],
+    /// Where that slot is.
+    pub masquerade_slot: u32,
 }
 
 /// The networks that are left untouched, those of pods first. The node's addresses on its further
@@ -87,6 +89,9 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
     let all_veth =
         [&identity.uplink].into_iter().chain(further).all(|link| link.device().is_veth());
     let ports = u32::from(config.ports.to) - u32::from(config.ports.from) + 1;
+    let MasqueradePorts { from, to } = config.masquerade_ports;
+    let masquerade = PortRange { from: from.into(), count: u32::from(to) - u32::from(from) + 1 };
+    let pods = objects.host_subnets.get(&identity.name).map(|node| network(node.subnet));
     Ok(Config {
         node: identity.ip.octets(),
         vxlan_port: config.tunnel.port.to_be_bytes(),
@@ -118,7 +123,26 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         network_count: count as u32,
         networks,
         places: config.flows.max.saturating_mul(2),
+        masquerade_slot: if config.masquerade { node.masquerade_slot } else { 0 },
+        masquerade_ports: masquerade,
+        masquerade_step: port::step(masquerade.count),
+        masqueraded_ports: masquerade,
+        local_pods: pods.unwrap_or(NOWHERE),
         ..Config::zeroed()
+    })
+}
+
+/// A network that no address is in.
+const NOWHERE: Network = Network { address: 1, mask: 0 };
+
+/// How pods without a policy leave, if they do; all of them together hold half of the flow table at
+/// most, lest they take the tenants' room.
+pub fn masquerade(config: &AgentConfig, identity: &Identity) -> Option<Masquerade> {
+    let Link { index, mtu, .. } = identity.uplink;
+    config.masquerade.then_some(Masquerade {
+        address: identity.ip,
+        uplink: Uplink { index, mtu },
+        limits: Limits { flows: (config.flows.max / 2).max(1), new_flows: 0 },
     })
 }
 

@@ -95,9 +95,10 @@ pub(super) fn check_pinned_maps(object: &[u8], directory: &Path, sizes: Sizes) -
              {wanted:?}): stop its agent and remove it with `egress cleanup`",
             pin.display()
         );
-        for (of, key, size) in
-            [("flows_reply", "flows.max", sizes.flows), ("slots", "policies.max", sizes.policies)]
-        {
+        for (of, key, size) in [
+            ("flows_reply", "flows.max", sizes.flows),
+            ("egress_ips", "policies.max", sizes.policies),
+        ] {
             if name == of && info.max_entries() != size {
                 log::warn!(
                     "{key} is {size}, but the pinned map {name} was made for {}, and is kept: \

@@ -7,6 +7,7 @@
 //! written, so a foreign flow is never lost, at worst seen as different from a wanted one.
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 
@@ -71,6 +72,18 @@ impl Flow {
     /// No `actions=`, or a table or priority that is no number; the flow is named.
     pub fn parse(line: &str) -> Result<Self> {
         parse_held(line).map(|held| held.flow)
+    }
+
+    /// The pod that it is for and the VNID that it loads, as OpenShift's table 20 has them.
+    pub fn pod(&self) -> Option<(Ipv4Addr, u32)> {
+        if self.on.protocol.as_deref() != Some("ip") {
+            return None;
+        }
+        let vnid = self.actions.iter().find_map(|action| {
+            let value = action.strip_prefix("load:")?.strip_suffix("->NXM_NX_REG0[]")?;
+            number(value)
+        })?;
+        Some((self.on.fields.get("nw_src")?.parse().ok()?, u32::try_from(vnid).ok()?))
     }
 
     /// The groups that its actions send packets to.
@@ -349,11 +362,11 @@ fn values_overlap(ours: &str, theirs: &str) -> bool {
 /// A value and its mask, of a number or an IPv4 address.
 fn masked(text: &str) -> Option<(u64, u64)> {
     let (value, mask) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
-    if let Ok(address) = value.parse::<std::net::Ipv4Addr>() {
+    if let Ok(address) = value.parse::<Ipv4Addr>() {
         let all = u64::from(u32::MAX);
         let mask = match mask {
             None => all,
-            Some(mask) => match mask.parse::<std::net::Ipv4Addr>() {
+            Some(mask) => match mask.parse::<Ipv4Addr>() {
                 Ok(mask) => u64::from(u32::from(mask)),
                 Err(_) => all & (all << 32_u32.checked_sub(mask.parse().ok()?)?),
             },

@@ -142,3 +142,15 @@ fn what_cannot_be_read_is_named() {
     assert!(Group::parse("type=select,bucket=output:1").is_err());
     assert!(parse_flow_dump("ovs-ofctl: something else").is_err());
 }
+
+#[test]
+fn a_pod_and_its_vnid_are_read_from_table_20() {
+    let pod = |line: &str| Flow::parse(line).expect("a flow").pod();
+    let ip = "10.128.0.5".parse().expect("an address");
+    let line = "table=20,priority=100,in_port=5,ip,nw_src=10.128.0.5,\
+                actions=load:0x6f7936->NXM_NX_REG0[],goto_table:21";
+    assert_eq!(pod(line), Some((ip, 0x6f_7936)));
+    assert_eq!(pod(&line.replace("0x6f7936", "0")), Some((ip, 0)));
+    assert_eq!(pod(&line.replace(",ip,", ",arp,")), None);
+    assert_eq!(pod("table=20,priority=0,actions=drop"), None);
+}

@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
-use egress_common::abi::{Config, NO_SLOT, NodeHop, Slot, SlotCounters, UsageRecord, action};
+use egress_common::abi::{
+    Config, NO_SLOT, NO_VNID, NodeHop, Slot, SlotCounters, UsageRecord, action,
+};
 
 use crate::{
     bpf::{Maps, Plain},
@@ -46,12 +48,36 @@ pub struct Uplink {
     pub mtu: u32,
 }
 
+/// How pods without a policy leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masquerade {
+    /// The node's.
+    pub address: Ipv4Addr,
+    pub uplink: Uplink,
+    /// Of all such pods together.
+    pub limits: Limits,
+}
+
 /// What one tenant may take; 0: no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     pub flows: u32,
     /// That begin in a second.
     pub new_flows: u32,
+}
+
+/// Writes the slot for pods without a policy; the settings say whether it is in force. Before them,
+/// so that nothing is dropped for want of it.
+pub fn masquerade(
+    maps: &mut Maps,
+    Masquerade { address, uplink, limits }: Masquerade,
+) -> Result<()> {
+    let wanted = Tenant::Snat { egress_ip: address, uplink, limits }.slot(NO_VNID);
+    let (index, what) = (maps.masquerade_slot(), "write the slot to masquerade by");
+    if maps.slots.get(&index, 0).context(what)?.0 != wanted {
+        maps.slots.set(index, Plain(wanted), 0).context(what)?;
+    }
+    Ok(())
 }
 
 impl Tenant {
@@ -145,7 +171,7 @@ fn held(maps: &Maps) -> Result<BTreeMap<u32, u32>> {
 fn reconcile_policies(maps: &mut Maps, desired: &BTreeMap<u32, Tenant>) -> Result<BTreeSet<u32>> {
     let observed = held(maps)?;
     let used: BTreeSet<u32> = observed.values().copied().collect();
-    let mut free = (0..maps.slots.len()).filter(|index| !used.contains(index));
+    let mut free = (0..maps.masquerade_slot()).filter(|index| !used.contains(index));
     for (vnid, index) in observed.iter().filter(|(vnid, _)| !desired.contains_key(vnid)) {
         let what = || format!("remove the policy of VNID {vnid}");
         maps.policy.remove(vnid).with_context(what)?;

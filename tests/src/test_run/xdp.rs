@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions};
 use egress_common::{
-    abi::{Config, NodeHop, Slot, TICK_SHIFT},
+    abi::{Config, NO_VNID, NodeHop, Slot, TICK_SHIFT},
     testing::{Gateway, Mapping, Outcome, checks, gateway::NODE},
 };
 use egress_user::bpf::{Hook, Plain};
@@ -112,6 +112,10 @@ fn unwrapped(outcome: Outcome) -> Outcome {
 
 impl Gateway for XdpGateway {
     fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
+        // Nothing without a VNID comes through the tunnel.
+        if vnid == NO_VNID {
+            return self.0.leave_pod(vnid, packet);
+        }
         let frame = in_vxlan(vnid, packet);
         match self.receive(&frame).expect("run the programs") {
             // Through the tunnel device, which a test run does not have: as from the gateway's.
@@ -139,6 +143,14 @@ impl Gateway for XdpGateway {
 
     fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
         self.0.set_policy(vnid, action, egress_ip);
+    }
+
+    fn masquerade(&mut self) {
+        self.0.masquerade();
+    }
+
+    fn set_pod(&mut self, address: [u8; 4], value: u32) {
+        self.0.set_pod(address, value);
     }
 
     fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {

@@ -15,6 +15,7 @@ mod fragments;
 mod guard;
 mod lifetime;
 mod limits;
+mod masquerade;
 mod ports;
 mod protocols;
 mod tcp;
@@ -44,6 +45,7 @@ pub fn all() -> impl Iterator<Item = Story> {
         protocols::STORIES,
         fragments::STORIES,
         limits::STORIES,
+        masquerade::STORIES,
     ]
     .into_iter()
     .flatten()
