@@ -51,6 +51,9 @@ pub struct Shape {
     pub udp_sum: u32,
     /// 1: the payload carries the time of sending, for the sink's latency histogram.
     pub timed: u32,
+    /// Nanoseconds from packet to packet; 0: as fast as they can be made.
+    pub gap: u32,
+    pub pad: u32,
 }
 
 /// What the sink accepts: source address `& mask == network`, IPv4 and UDP; all else is "other".

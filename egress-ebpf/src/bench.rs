@@ -9,11 +9,14 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_tunnel_key, xdp_action},
-    helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_get_tunnel_key, bpf_xdp_load_bytes},
+    helpers::{
+        bpf_ktime_get_ns, bpf_loop, bpf_redirect, bpf_skb_get_tunnel_key, bpf_xdp_load_bytes,
+    },
     macros::{classifier, map, xdp},
     maps::{Array, PerCpuArray},
     programs::{TcContext, XdpContext},
 };
+use core::ffi::c_void;
 use egress_common::bench::{
     CAPTURE_LEN, CAPTURES, Capture, EGRESS_BASE, LATENCY_BUCKETS, PLAIN_HEADERS, Redirect, Shape,
     SinkRule, VXLAN_HEADERS, VXLAN_OVERHEAD, flow, flow_number, mix, vnid,
@@ -24,6 +27,9 @@ static SHAPE: Array<Shape> = Array::with_max_entries(1, 0);
 /// The next packet's number. One generator runs at a time, so it needs no atomic.
 #[map]
 static COUNTER: Array<u32> = Array::with_max_entries(1, 0);
+/// When the next packet is due, in nanoseconds; 0: now.
+#[map]
+static DUE: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static RULE: Array<SinkRule> = Array::with_max_entries(1, 0);
 /// Accepted frames at 0, others at 1.
@@ -80,6 +86,9 @@ fn generate<const WORDS: usize, const BASE: usize>(ctx: &XdpContext) -> Option<u
         *counter = number.wrapping_add(1);
         flow_number(shape, number)
     };
+    if shape.gap != 0 {
+        pace(shape.gap)?;
+    }
     let flow = flow(number, shape.vnid_first, shape.vnid_count);
     let egress = EGRESS_BASE + flow.vnid_number;
     let vnid = vnid(flow.vnid_number);
@@ -131,6 +140,35 @@ fn generate<const WORDS: usize, const BASE: usize>(ctx: &XdpContext) -> Option<u
     put32::<42, BASE>(ctx, number)?;
     // SAFETY: takes no pointer.
     Some(unsafe { bpf_redirect(shape.ifindex, 0) } as u32)
+}
+
+/// The most looks at the clock that a packet is waited for: some 30 ms.
+const PATIENCE: u32 = 1 << 20;
+
+/// Waits until the packet is due. The core that waits is not the one that is measured.
+#[inline(always)]
+fn pace(gap: u32) -> Option<()> {
+    let due = DUE.get_ptr_mut(0)?;
+    // SAFETY: the map's only writer while a run lasts is this program; the helper takes no pointer.
+    let mut moment = unsafe {
+        match *due {
+            0 => bpf_ktime_get_ns(),
+            moment => moment,
+        }
+    };
+    let look = is_due as unsafe extern "C" fn(u64, *mut u64) -> i64;
+    // SAFETY: the callback gets `moment`, which outlives the call.
+    unsafe {
+        bpf_loop(PATIENCE, look as *mut c_void, (&raw mut moment).cast(), 0);
+        *due = moment + u64::from(gap);
+    }
+    Some(())
+}
+
+/// The kernel's loop stops at 1.
+unsafe extern "C" fn is_due(_: u64, moment: *mut u64) -> i64 {
+    // SAFETY: `pace` hands in a number of its own; the helper takes no pointer.
+    i64::from(unsafe { bpf_ktime_get_ns() >= *moment })
 }
 
 /// Stores a number in network byte order at `OFFSET + BASE`, which is even.

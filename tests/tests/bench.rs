@@ -1,9 +1,18 @@
 //! The benchmark's own honesty: what does not do the job gets no figure.
-use std::time::Duration;
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use egress_tests::bench::{
     campaign::{self, Effort, Row},
+    conntrack::Room,
+    frame::Expect,
     net,
     plan::Level,
     rig::Rig,
@@ -13,8 +22,15 @@ use egress_tests::bench::{
 
 const SMALL: Effort = Effort { rounds: 3, run: Duration::from_millis(10), new_flows: 2_000 };
 
+/// There is one: at a fixed rate nobody may take it from the node, or its packets are lost.
+fn measuring_core() -> MutexGuard<'static, ()> {
+    static CORE: Mutex<()> = Mutex::new(());
+    CORE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The only row of this variant under this workload.
 fn row(workload: Workload, variant: impl Variant + Clone + 'static) -> Row {
+    let _core = measuring_core();
     net::sandbox().expect("a mount namespace");
     let catalogue = || -> Vec<Box<dyn Variant>> { vec![Box::new(variant.clone())] };
     let mut rows = campaign::run(&[workload], catalogue, SMALL, 1).expect("a campaign");
@@ -206,6 +222,7 @@ fn a_variant_that_does_not_start_is_void_with_its_reason() {
 #[test]
 #[ignore = "needs root"]
 fn every_workload_of_the_grid_can_be_carried() {
+    let _core = measuring_core();
     net::sandbox().unwrap();
     let catalogue = || -> Vec<Box<dyn Variant>> { vec![Box::new(NftMap)] };
     let rows = campaign::run(&Level::Full.workloads(), catalogue, SMALL, 1).unwrap();
@@ -218,5 +235,104 @@ fn every_workload_of_the_grid_can_be_carried() {
             }
             void => assert_eq!(void, None, "{name}"),
         }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn at_a_fixed_rate_the_nodes_threads_are_what_costs() {
+    let workload = established(Entry::Tunnel).paced(100_000);
+    let row = row(workload, Iptables::legacy());
+    assert_eq!(row.void, None);
+    for sample in row.samples {
+        assert!(sample.ns > 100.0 && sample.ns < sample.wall_ns, "{sample:?}");
+        // 10,000 packets in a tenth of a second, and what the sender's call takes to end.
+        assert!(sample.wall_ns > 9_900.0, "{sample:?}");
+    }
+}
+
+const CONNTRACK: [&str; 2] =
+    ["/proc/sys/net/netfilter/nf_conntrack_max", "/sys/module/nf_conntrack/parameters/hashsize"];
+
+fn conntrack() -> [u64; 2] {
+    CONNTRACK.map(|path| {
+        let text = fs::read_to_string(path).expect("conntrack's settings are there");
+        text.trim().parse().expect("a number")
+    })
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn conntrack_has_room_for_a_million_flows_while_needed_even_if_the_benchmark_is_killed() {
+    let before = conntrack();
+    let room = Room::make().unwrap();
+    let [max, buckets] = conntrack();
+    assert!(max >= 2_000_000 && buckets >= 1_000_000, "{max} {buckets}");
+    room.give_back().unwrap();
+    assert_eq!(conntrack(), before);
+
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("killed");
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["--only", "tunnel/established-1m", "--only", "iptables-legacy", "--out"])
+        .arg(&out)
+        .spawn()
+        .unwrap();
+    wait_for("no room is made", || conntrack() != before);
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    wait_for("the settings are not given back", || conntrack() == before);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_variant_in_a_page_of_code_gets_a_figure() {
+    let one = Workload::new("one", Entry::Tunnel, Flows::Established(100), 1);
+    assert_eq!(row(one, Masquerade).void, None);
+}
+
+#[test]
+fn the_page_of_code_is_the_one_in_the_docs() {
+    let docs = include_str!("../../docs/benchmarking.md");
+    let (_, code) = docs.split_once("```rust\n").unwrap();
+    let (code, _) = code.split_once("```").unwrap();
+    assert!(include_str!("bench.rs").contains(code), "docs/benchmarking.md has:\n{code}");
+}
+
+#[derive(Clone)]
+pub struct Masquerade;
+
+impl Variant for Masquerade {
+    fn name(&self) -> String {
+        "masquerade".to_owned()
+    }
+
+    /// What must come out: here, packets with a translated source.
+    fn expect(&self) -> Expect {
+        Expect::Translated
+    }
+
+    /// One address can serve one VNID.
+    fn carries(&self, workload: &Workload) -> bool {
+        workload.policies == 1
+    }
+
+    /// `rig.node` is the node's namespace with `uplink`, `tun0` and `vxlan_sys_4789`.
+    fn install(&mut self, rig: &mut Rig) -> Result<()> {
+        let rules =
+            "*nat\n-A POSTROUTING -s 10.128.0.0/14 -j SNAT --to-source 100.96.0.0\nCOMMIT\n";
+        rig.node.run_with_input(&["iptables-nft-restore"], rules).map(drop)
+    }
+
+    /// Runs of new flows start with an empty table.
+    fn forget(&mut self, rig: &mut Rig) -> Result<()> {
+        rig.node.run(&["conntrack", "-F"]).map(drop)
     }
 }

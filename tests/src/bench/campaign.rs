@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::Result;
 use egress_common::bench::{mix, scale};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     frame::Expect,
@@ -18,7 +18,7 @@ use super::{
 };
 
 /// How long and how often.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 pub struct Effort {
     /// Rounds of each workload; the first is dropped.
     pub rounds: u32,
@@ -42,6 +42,8 @@ pub struct Row {
     pub facts: String,
 }
 
+/// The most packets of a run of new flows, so that no flow table fills up.
+pub const NEW_FLOWS: u32 = 100_000;
 /// Packets of the pilot that tells how many fit into a run.
 const PILOT: u32 = 10_000;
 /// New flows are numbered from here: beyond every established one.
@@ -188,7 +190,12 @@ impl Station {
                 warm(rig, workload, expect, flows, core)?;
                 measure::verify(rig, workload, expect, core)?;
                 let pilot = measure::run(rig, workload, expect, PILOT, core)?;
-                ((effort.run.as_nanos() as f64 / pilot.ns.max(1.0)) as u32).max(PILOT)
+                let time = effort.run.as_secs_f64();
+                let in_time = match workload.rate {
+                    0 => (time * 1e9 / pilot.ns.max(1.0)) as u32,
+                    rate => (time * f64::from(rate)) as u32,
+                };
+                in_time.max(PILOT)
             }
         };
         Ok((count, variant.facts(rig)?))

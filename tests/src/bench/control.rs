@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use egress_common::bench::vnid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     frame::{self, Expect},
@@ -23,7 +23,7 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
     /// One VNID gets its egress IP while so many others have theirs.
@@ -33,7 +33,7 @@ pub enum Change {
 }
 
 /// One row of the report.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Task {
     /// Unique; `--only` matches a part of it.
     pub name: String,
@@ -53,7 +53,7 @@ impl Task {
 }
 
 /// How long one way of changing took.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Line {
     pub task: Task,
     pub means: String,
@@ -202,7 +202,7 @@ fn all_at_once(means: &mut Means, task: &Task) -> Result<f64> {
 }
 
 fn installed(means: &mut Means, known: u32) -> Result<Rig> {
-    let setting = Setting { entry: Entry::Tunnel, policies: known, sockets: false };
+    let setting = Setting { entry: Entry::Tunnel, policies: known, sockets: false, paced: false };
     let mut rig = Rig::new("control", setting)?;
     means.install(&mut rig)?;
     Ok(rig)

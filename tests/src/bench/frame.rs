@@ -80,6 +80,8 @@ pub fn shape(workload: &Workload, ifindex: u32) -> Shape {
         ip_sum: sum(&inner[14..34]),
         udp_sum: u32::from(udp_len) * 2 + 17,
         timed: u32::from(workload.timed),
+        gap: 1_000_000_000_u32.checked_div(workload.rate).unwrap_or(0),
+        pad: 0,
     }
 }
 

@@ -2,12 +2,12 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::net::command;
 
 /// Facts without which a figure says nothing.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Machine {
     pub processor: String,
     pub cores: usize,

@@ -2,7 +2,8 @@
 //!
 //! The cost is CPU time, not wall time: the sending thread's plus that of its core's ksoftirqd.
 //! The kernel does a packet's whole way inside the sender's system call, so nothing else works
-//! on it; what the kernel defers goes to ksoftirqd of the same core.
+//! on it; what the kernel defers goes to ksoftirqd of the same core. At a fixed rate the node works
+//! in threads of its own, whose time it is then (see `pace`).
 use std::{
     fs, thread,
     time::{Duration, Instant},
@@ -15,12 +16,13 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::{Pid, gettid},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     frame::{self, Expect},
     net::command,
     object::Arrived,
+    pace::{self, Kthread},
     rig::Rig,
     sockets,
     workload::Workload,
@@ -28,11 +30,13 @@ use super::{
 
 /// What a run may lose at most: one packet in a thousand.
 const MOST_LOST: f64 = 0.001;
+/// What the sender's call may take to end once all is sent: the kernel waits for readers there.
+const SENDERS_END: Duration = Duration::from_millis(100);
 /// Frames verified before a workload is timed.
 pub const VERIFIED: u32 = 40;
 
 /// What a run cost.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Sample {
     /// CPU time a packet (or the workload's unit), in nanoseconds: sender, node and receiver.
     pub ns: f64,
@@ -61,33 +65,6 @@ pub fn take_core(core: usize) -> Result<()> {
     set.set(core).with_context(|| format!("core {core}"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to core {core}"))?;
     command("chrt", &["--fifo", "--pid", "10", &gettid().to_string()]).map(drop)
-}
-
-/// The id of `ksoftirqd/CORE`, and its run time so far in nanoseconds.
-#[derive(Debug, Clone, Copy)]
-pub struct Ksoftirqd(u32);
-
-impl Ksoftirqd {
-    /// That of this core.
-    pub fn of(core: usize) -> Result<Self> {
-        let wanted = format!("ksoftirqd/{core}");
-        for entry in fs::read_dir("/proc").context("list /proc")?.flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            if name.trim() == wanted {
-                return Ok(Self(pid));
-            }
-        }
-        anyhow::bail!("no thread {wanted}: the kernel's threads are not visible here")
-    }
-
-    /// Its run time so far.
-    pub fn nanoseconds(self) -> Result<u64> {
-        let path = format!("/proc/{}/schedstat", self.0);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let first = text.split_whitespace().next().unwrap_or_default();
-        first.parse().with_context(|| format!("{path} says {text:?}"))
-    }
 }
 
 /// The eighth number of `cpuCORE` in /proc/stat.
@@ -120,8 +97,14 @@ impl Thread {
     }
 }
 
+/// The core that sends: the measuring one, but for a fixed rate.
+fn sending_core(rig: &Rig, core: usize) -> Result<usize> {
+    if rig.setting.paced { pace::sending_core(core) } else { Ok(core) }
+}
+
 /// Sends `count` packets of an armed workload and waits until they have arrived. Costs nothing.
 pub fn send(rig: &mut Rig, workload: &Workload, count: u32, core: usize) -> Result<Arrived> {
+    let core = sending_core(rig, core)?;
     let Rig { object, net, .. } = rig;
     net.enter(|| {
         take_core(core)?;
@@ -157,17 +140,22 @@ pub fn run(
         return sockets::run(rig, workload, talk, count, core);
     }
     rig.arm(workload, frame::rule(workload, expect)?)?;
-    let ksoftirqd = Ksoftirqd::of(core)?;
-    let (deferred, stolen) = (ksoftirqd.nanoseconds()?, steal(core)?);
+    let mut workers = rig.workers.clone();
+    workers.push(Kthread::ksoftirqd(core)?);
+    let worked = || workers.iter().map(|worker| worker.nanoseconds()).sum::<Result<u64>>();
+    let (deferred, stolen) = (worked()?, steal(core)?);
+    let sender = sending_core(rig, core)?;
     let Rig { object, net, .. } = rig;
     let (before, after) = net.enter(|| {
-        take_core(core)?;
+        take_core(sender)?;
         let before = Thread::now()?;
         object.send(workload.generator(), workload.frame_len(), count, workload.batch)?;
         Ok((before, Thread::now()?))
     })?;
     let arrived = settle(rig, count)?;
-    let deferred = Duration::from_nanos(ksoftirqd.nanoseconds()? - deferred);
+    let deferred = Duration::from_nanos(worked()? - deferred);
+    // Apart from the node, the sender's time is none of the node's.
+    let own = if sender == core { after.cpu - before.cpu } else { Duration::ZERO };
     let lost = 1.0 - arrived.accepted as f64 / f64::from(count);
     ensure!(
         lost <= MOST_LOST,
@@ -175,9 +163,17 @@ pub fn run(
         lost * 100.0,
         arrived.other
     );
+    if workload.rate != 0 {
+        let wanted = Duration::from_secs_f64(f64::from(count) / f64::from(workload.rate));
+        let taken = after.wall - before.wall;
+        ensure!(
+            taken < wanted.mul_f64(1.1) + SENDERS_END,
+            "{count} packets were sent in {taken:.1?}, not in {wanted:.1?}"
+        );
+    }
     let per_packet = |time: Duration| time.as_nanos() as f64 / f64::from(count);
     Ok(Sample {
-        ns: per_packet(after.cpu - before.cpu + deferred),
+        ns: per_packet(own + deferred),
         wall_ns: per_packet(after.wall - before.wall),
         packets: count,
         lost,

@@ -5,7 +5,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     frame::Expect,
@@ -21,7 +21,7 @@ pub const NAME: &str = "memory/flow";
 const FLOWS: u32 = 100_000;
 
 /// One row of the report.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Line {
     pub means: String,
     pub bytes: Option<f64>,

@@ -5,6 +5,7 @@
 //! tells the outcome; `control` measures the control plane, `memory` a flow, and `plan` says what each
 //! level of effort runs.
 pub mod campaign;
+pub mod conntrack;
 pub mod control;
 pub mod enclosure;
 pub mod ends;
@@ -14,6 +15,7 @@ pub mod measure;
 pub mod memory;
 pub mod net;
 pub mod object;
+pub mod pace;
 pub mod plan;
 pub mod report;
 pub mod rig;

@@ -99,7 +99,7 @@ impl Object {
         self.array("COUNTER")?.get(&0, 0).context("read map COUNTER")
     }
 
-    /// Sets the sink's counters to zero.
+    /// Sets the sink's counters to zero; the next packet is due at once.
     pub fn reset(&mut self) -> Result<()> {
         let zero = vec![
             0u64;
@@ -112,6 +112,7 @@ impl Object {
             self.per_cpu("ARRIVED")?.set(index, values, 0).context("write map ARRIVED")?;
         }
         self.array("CAPTURE_COUNT")?.set(0, 0u32, 0).context("write map CAPTURE_COUNT")?;
+        self.array("DUE")?.set(0, 0u64, 0).context("write map DUE")?;
         for index in 0..LATENCY_BUCKETS {
             let values = zero.clone().try_into().context("a value for each CPU")?;
             self.per_cpu("LATENCY")?.set(index, values, 0).context("write map LATENCY")?;

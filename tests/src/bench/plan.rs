@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::{
-    campaign::Effort,
+    campaign::{Effort, NEW_FLOWS},
     control::{Change, Task},
     variants::Variant,
     workload::{
@@ -28,7 +28,7 @@ impl Level {
     fn budget(self) -> Duration {
         Duration::from_secs(match self {
             Self::Quick => 70,
-            Self::Default => 600,
+            Self::Default => 400,
             Self::Full => 3600,
         })
     }
@@ -50,15 +50,21 @@ impl Level {
         }
     }
 
-    /// Shares the time out among all runs.
-    pub fn effort(self, workloads: &[Workload], variants: &[Box<dyn Variant>]) -> Effort {
+    /// Shares the time out among all runs. `rounds`: other than this level's own.
+    pub fn effort(
+        self,
+        workloads: &[Workload],
+        variants: &[Box<dyn Variant>],
+        rounds: Option<u32>,
+    ) -> Effort {
+        let rounds = rounds.unwrap_or(self.rounds());
         let pairs: usize = workloads
             .iter()
             .map(|workload| variants.iter().filter(|variant| variant.carries(workload)).count())
             .sum();
-        let runs = (pairs as u32 * self.rounds()).max(1);
+        let runs = (pairs as u32 * rounds).max(1);
         let run = (self.budget() / runs).clamp(Duration::from_millis(30), self.longest_run());
-        Effort { rounds: self.rounds(), run, new_flows: 100_000 }
+        Effort { rounds, run, new_flows: NEW_FLOWS }
     }
 
     /// What is asked of the control plane.
@@ -83,7 +89,10 @@ impl Level {
         if self == Self::Full {
             all.extend(full());
         }
-        all.sort_by_key(|workload| (workload.talk.is_some(), workload.policies, workload.entry));
+        // A sort keeps equals in their order, and so those of one setting together.
+        all.sort_by_key(|workload| {
+            (workload.talk.is_some(), workload.rate != 0, workload.policies, workload.entry)
+        });
         all
     }
 }
@@ -109,6 +118,7 @@ fn default() -> Vec<Workload> {
         Workload::new("tunnel/payload-1200", Tunnel, Established(TEN_THOUSAND), 1).payload(1200),
         Workload::new("tunnel/latency-alone", Tunnel, Established(TEN_THOUSAND), 1).latency(1),
         Workload::new("tunnel/latency-loaded", Tunnel, Established(TEN_THOUSAND), 1).latency(64),
+        Workload::new("tunnel/paced-100k", Tunnel, Established(TEN_THOUSAND), 1).paced(100_000),
         Workload::new("gateway/established-1", Gateway, Established(1), 1),
         Workload::new("gateway/established-1m", Gateway, Established(MILLION), 1),
         Workload::new("gateway/replies-10k", Gateway, Established(TEN_THOUSAND), 1).replies(),
@@ -134,6 +144,7 @@ fn full() -> Vec<Workload> {
     vec![
         // The kernel alone takes a minute for so many addresses.
         Workload::new("tunnel/established-10k-100000-vnids", Tunnel, ten_thousand, 100_000),
+        Workload::new("tunnel/paced-20k", Tunnel, Established(TEN_THOUSAND), 1).paced(20_000),
         payload(200),
         payload(600),
         Workload::new("tunnel/replies-1", Tunnel, Established(1), 1).replies(),

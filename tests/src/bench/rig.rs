@@ -21,8 +21,10 @@ use egress_common::bench::{EGRESS_BASE, POD_BASE, REMOTE_BASE, Redirect, SinkRul
 use super::{
     ends::Ends,
     frame,
+    measure::measuring_core,
     net::Netns,
     object::Object,
+    pace::{self, Kthread},
     workload::{Entry, Workload},
 };
 
@@ -57,6 +59,8 @@ pub struct Setting {
     pub policies: u32,
     /// Whether sockets talk; else the generator sends and the sink receives.
     pub sockets: bool,
+    /// Whether the node works apart from the sender, in threads of its own: see `pace`.
+    pub paced: bool,
 }
 
 /// One egress node with its surroundings.
@@ -67,6 +71,8 @@ pub struct Rig {
     pub net: Netns,
     /// The namespaces of the sockets, if they talk.
     pub ends: Option<Ends>,
+    /// What works for the node, if that is apart from the sender.
+    pub workers: Vec<Kthread>,
     net_up: u32,
     net_gw: u32,
     up: u32,
@@ -80,6 +86,12 @@ impl Rig {
         let net = Netns::new(format!("{prefix}-net"))?;
         links(&node, &net)?;
         addresses(&node, setting).with_context(|| format!("addresses of rig {name}"))?;
+        let mut workers = Vec::new();
+        if setting.paced {
+            for device in [UPLINK, GATEWAY] {
+                workers.extend(pace::apart(&node, device, measuring_core()?)?);
+            }
+        }
         let mut object = Object::load()?;
         let ends = match setting.sockets {
             true => Some(Ends::new(&prefix, &net)?),
@@ -93,7 +105,7 @@ impl Rig {
         }
         let (net_up, net_gw) = (net.ifindex("net-up")?, net.ifindex("net-gw")?);
         let up = node.ifindex(UPLINK)?;
-        Ok(Self { setting, object, node, net, ends, net_up, net_gw, up })
+        Ok(Self { setting, object, node, net, ends, workers, net_up, net_gw, up })
     }
 
     /// The interface of `net` that this workload's packets are sent into.

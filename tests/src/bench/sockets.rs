@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use egress_common::bench::{EGRESS_BASE, REMOTE_BASE, REMOTE_PORT};
 
 use super::{
-    measure::{Ksoftirqd, Sample, Thread, steal, take_core},
+    measure::{Sample, Thread, steal, take_core},
+    pace::Kthread,
     rig::Rig,
     workload::{Talk, Workload},
 };
@@ -52,7 +53,7 @@ pub fn run(
 ) -> Result<Sample> {
     let ends = rig.ends.as_ref().context("a rig without sockets")?;
     ends.offload(workload.offload)?;
-    let ksoftirqd = Ksoftirqd::of(core)?;
+    let ksoftirqd = Kthread::ksoftirqd(core)?;
     let (deferred, stolen) = (ksoftirqd.nanoseconds()?, steal(core)?);
     let (ready, started) = channel();
     let (client, server) = thread::scope(|scope| {

@@ -1,10 +1,10 @@
 //! Medians and quartiles of rounds, and of the paired ratios between two variants.
 //!
 //! A ratio is taken round by round: what disturbs a round disturbs both of its halves.
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Five numbers of a series.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Summary {
     pub min: f64,
     pub q1: f64,

@@ -2,12 +2,12 @@
 //!
 //! A workload says nothing of how it is carried; a variant says which workloads it can carry.
 use egress_common::bench::{PLAIN_HEADERS, VXLAN_HEADERS};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::rig::Setting;
 
 /// How a pod's packets reach the egress node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
     /// As VXLAN frames at the uplink, from a pod on another node.
@@ -17,7 +17,7 @@ pub enum Entry {
 }
 
 /// Whose packets are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From the pod to the outside.
@@ -27,7 +27,7 @@ pub enum Direction {
 }
 
 /// Which flows the packets belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flows {
     /// So many flows, all known beforehand, one at random for each packet.
@@ -37,7 +37,7 @@ pub enum Flows {
 }
 
 /// What two TCP sockets do with each other, a pod's and an external host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Talk {
     /// One connection, as much as goes through; counted in KiB.
@@ -49,7 +49,7 @@ pub enum Talk {
 }
 
 /// One row of the report.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Workload {
     /// Unique; `--only` matches a part of it.
     pub name: String,
@@ -66,6 +66,8 @@ pub struct Workload {
     pub payload: usize,
     /// Frames handed to the interface at once; 64 is the most that loses none.
     pub batch: u32,
+    /// Packets a second; 0: as fast as they can be made.
+    pub rate: u32,
     /// Packets carry the time of sending, and the sink keeps a histogram of their age.
     pub timed: bool,
     /// Real sockets in place of the generator.
@@ -87,6 +89,7 @@ impl Workload {
             vnid_count: policies,
             payload: 18,
             batch: 64,
+            rate: 0,
             timed: false,
             talk: None,
             offload: false,
@@ -94,7 +97,12 @@ impl Workload {
     }
 
     pub fn setting(&self) -> Setting {
-        Setting { entry: self.entry, policies: self.policies, sockets: self.talk.is_some() }
+        Setting {
+            entry: self.entry,
+            policies: self.policies,
+            sockets: self.talk.is_some(),
+            paced: self.rate != 0,
+        }
     }
 
     /// The same flows in the other direction.
@@ -139,6 +147,14 @@ impl Workload {
     pub fn latency(mut self, batch: u32) -> Self {
         self.batch = batch;
         self.timed = true;
+        self
+    }
+
+    /// So many packets a second, eight at once, as a NIC does that holds its interrupts back a
+    /// little.
+    pub fn paced(mut self, rate: u32) -> Self {
+        self.batch = 8;
+        self.rate = rate;
         self
     }
 

@@ -7,7 +7,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use egress_tests::bench::{
-    campaign, control,
+    campaign,
+    conntrack::{self, Room},
+    control,
     machine::Machine,
     memory, net,
     plan::Level,
@@ -40,6 +42,12 @@ struct Arguments {
     /// Decides the order of the rounds
     #[arg(long, default_value_t = 1)]
     seed: u32,
+    /// Rounds of each workload, the first of which is dropped [default: the level's]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(2..))]
+    rounds: Option<u32>,
+    /// Keep what results.json in --out holds of other workloads: a long run in pieces
+    #[arg(long)]
+    add: bool,
     /// Lists workloads and variants, and runs nothing
     #[arg(long)]
     list: bool,
@@ -106,14 +114,20 @@ fn main() -> Result<()> {
         });
         variants
     };
-    let effort = arguments.level().effort(&workloads, &variants());
+    let effort = arguments.level().effort(&workloads, &variants(), arguments.rounds);
+    let earlier = arguments.add.then(|| Outcome::read(&arguments.out)).transpose()?;
+    let room = conntrack::room(&workloads);
     let machine = Machine::read()?;
     net::sandbox()?;
     let rows = campaign::run(&workloads, variants, effort, arguments.seed)?;
     let control = control::run(&tasks, &builds, campaign::say);
     let memory = if wanted(memory::NAME) { memory::run(&builds) } else { Vec::new() };
     campaign::say("");
-    let outcome = Outcome::new(machine, effort, arguments.seed, rows, control, memory);
+    room.map_or(Ok(()), Room::give_back)?;
+    let mut outcome = Outcome::new(machine, effort, arguments.seed, rows, control, memory);
+    if let Some(earlier) = earlier {
+        outcome.add(earlier)?;
+    }
     print!("{}", outcome.table());
     outcome.write(&arguments.out)?;
     println!("written: results.json, report.md and charts in {}", arguments.out.display());

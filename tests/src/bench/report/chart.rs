@@ -45,9 +45,10 @@ pub fn all(outcome: &Outcome) -> Result<Vec<(&'static str, &'static str, String)
     charts.extend(curves(outcome, title, "rules", rules)?.map(|svg| ("rules.svg", title, svg)));
     let title = "Cost of a packet out of the tunnel against the number of established flows";
     let flows = |line: &Line| {
-        let Workload { entry, direction, policies, payload, timed, .. } = line.workload;
+        let Workload { entry, direction, policies, payload, timed, rate, talk, .. } = line.workload;
         let Flows::Established(flows) = line.workload.flows else { return None };
-        let plain = policies == 1 && payload == 18 && !timed;
+        let flat_out = !timed && rate == 0 && talk.is_none();
+        let plain = policies == 1 && payload == 18 && flat_out;
         (plain && entry == Entry::Tunnel && direction == Direction::Original)
             .then_some(f64::from(flows))
     };

@@ -37,6 +37,7 @@ const GOALS: &[Goal] = &[
     goal("VXLAN in, established", XDP, "tunnel/established-1", IPTABLES, 5.0, 8.0),
     goal("VXLAN in, established", XDP, "tunnel/established-10k", IPTABLES, 5.0, 8.0),
     goal("no VXLAN, established", TC, "gateway/established-10k", IPTABLES, 1.3, 1.8),
+    goal("no VXLAN, established", TC, "gateway/established-1", IPTABLES, 1.3, 1.8),
     goal("plain redirect", XDP, "tunnel/established-1", "xdp-redirect", 1.0 / 1.6, 1.0 / 1.3),
     goal("plain redirect", XDP, "tunnel/established-10k", "xdp-redirect", 1.0 / 2.4, 1.0 / 1.8),
     goal("no VXLAN, new", TC, "gateway/new", IPTABLES, 1.2, 1.5),
@@ -49,6 +50,9 @@ const GOALS: &[Goal] = &[
     goal("VXLAN in, new", XDP, "tunnel/new", MAP, 3.0, 4.0),
     goal("VXLAN out, replies", TC, "tunnel/replies-10k", IPTABLES, 2.0, 2.6),
     goal("VXLAN out, replies", XDP, "tunnel/replies-10k", IPTABLES, 5.0, 8.0),
+    goal("TCP stream", TC, "sockets/stream", IPTABLES, 0.95, 1.0),
+    goal("TCP stream, offload", TC, "sockets/stream-offload", IPTABLES, 0.95, 1.0),
+    goal("TCP request, response", TC, "sockets/transactions", IPTABLES, 0.95, 1.0),
 ];
 
 /// More VNIDs must not cost more: the same workload with many and with one.

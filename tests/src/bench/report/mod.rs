@@ -5,10 +5,14 @@ mod chart;
 mod goals;
 mod text;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
-use anyhow::{Context as _, Result};
-use serde::Serialize;
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::{
     campaign::{Effort, Row},
@@ -20,11 +24,13 @@ use super::{
     workload::Workload,
 };
 
+const RESULTS: &str = "results.json";
+
 /// The variants that others are held against.
 pub const REFERENCES: [&str; 3] = ["iptables-legacy", "nft-map", "xdp-redirect"];
 
 /// One run of the benchmark.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Outcome {
     pub machine: Machine,
     pub effort: Effort,
@@ -38,7 +44,7 @@ pub struct Outcome {
 }
 
 /// One variant under one workload.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Line {
     pub workload: Workload,
     pub variant: String,
@@ -67,6 +73,38 @@ impl Outcome {
     ) -> Self {
         let lines = rows.iter().map(|row| Line::new(row, &rows)).collect();
         Self { machine, effort, seed, lines, control, memory }
+    }
+
+    /// The run whose `results.json` is in this directory.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(RESULTS);
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} cannot be read", path.display()))
+    }
+
+    /// Takes over what an earlier run has measured and this one has not: a long campaign in pieces.
+    ///
+    /// # Errors
+    /// It was another build, another kernel or another effort: figures that do not belong together.
+    pub fn add(&mut self, earlier: Self) -> Result<()> {
+        let of = |outcome: &Self| {
+            let Machine { commit, kernel, .. } = &outcome.machine;
+            format!("commit {commit}, kernel {kernel}, {} rounds", outcome.effort.rounds)
+        };
+        let (then, now) = (of(&earlier), of(self));
+        ensure!(then == now, "the earlier results are of {then}; this run is of {now}");
+        let anew: BTreeSet<String> = self.workloads().into_iter().map(str::to_owned).collect();
+        let mut lines = earlier.lines;
+        lines.retain(|line| !anew.contains(&line.workload.name));
+        lines.append(&mut self.lines);
+        let mut control = earlier.control;
+        control.retain(|line| self.control.iter().all(|now| now.task.name != line.task.name));
+        control.append(&mut self.control);
+        (self.lines, self.control) = (lines, control);
+        if self.memory.is_empty() {
+            self.memory = earlier.memory;
+        }
+        Ok(())
     }
 
     /// The line of this variant under the workload with this name.
@@ -98,7 +136,7 @@ impl Outcome {
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))
         };
         let json = serde_json::to_string_pretty(self).context("results as JSON")?;
-        write("results.json", &json)?;
+        write(RESULTS, &json)?;
         let mut charts = Vec::new();
         for (name, title, svg) in chart::all(self)? {
             write(name, &svg)?;
@@ -150,7 +188,7 @@ mod tests {
     use super::*;
     use crate::bench::{
         frame::Expect,
-        workload::{Entry, Flows},
+        workload::{Entry, Flows, Talk},
     };
 
     fn row(workload: Workload, variant: &str, costs: &[f64], void: Option<&str>) -> Row {
@@ -193,6 +231,13 @@ mod tests {
             rows.push(row(workload.clone(), "iptables-legacy", &[rules, rules], None));
             rows.push(row(workload, "egress-tc", &[2400.0, 2420.0], None));
         }
+        // They cost by another unit, or beside an idle core: no points of a curve.
+        for workload in [
+            Workload::sockets("sockets/stream", Talk::Stream, false),
+            Workload::new("tunnel/paced", Entry::Tunnel, Flows::Established(1), 1).paced(1000),
+        ] {
+            rows.push(row(workload, "iptables-legacy", &[7e7, 7e7], None));
+        }
         let effort = Effort { rounds: 4, run: std::time::Duration::ZERO, new_flows: 0 };
         let machine = Machine::read().unwrap();
         Outcome::new(machine, effort, 1, rows, Vec::new(), Vec::new())
@@ -206,6 +251,34 @@ mod tests {
         let ours = outcome.line("tunnel/established-1", "egress-tc").unwrap();
         assert_eq!(ours.ratios.keys().collect::<Vec<_>>(), ["iptables-legacy"]);
         assert!(outcome.table().contains("nft-map           void: it / lost\n"));
+    }
+
+    #[test]
+    fn what_was_measured_anew_replaces_the_earlier_and_the_rest_stays() {
+        let earlier = outcome();
+        let mut now = outcome();
+        now.lines.retain(|line| line.workload.name == "gateway/new");
+        now.lines[0].cost = Summary::of([1.0]);
+        now.add(earlier).unwrap();
+        assert_eq!(now.lines.len(), outcome().lines.len());
+        let median = |workload| now.line(workload, "iptables-legacy").unwrap().cost.unwrap().median;
+        assert_eq!(median("gateway/new"), 1.0);
+        assert!(median("tunnel/established-1") > 1000.0);
+    }
+
+    #[test]
+    fn figures_of_another_build_are_not_taken_over() {
+        let mut earlier = outcome();
+        earlier.machine.commit = "another".to_owned();
+        let error = outcome().add(earlier).unwrap_err().to_string();
+        assert!(error.starts_with("the earlier results are of commit another"), "{error}");
+    }
+
+    #[test]
+    fn results_are_read_back_as_they_were_written() {
+        let json = serde_json::to_string(&outcome()).unwrap();
+        let read: Outcome = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.table(), outcome().table());
     }
 
     #[test]
@@ -232,5 +305,7 @@ mod tests {
             assert!(svg.contains("egress-tc"), "{name}");
         }
         assert!(!charts[2].2.contains("nft-map"), "a void row is in the chart");
+        let points = charts[2].2.matches("<circle").count();
+        assert_eq!(points, 9, "three variants with three numbers of flows, no stream, no pace");
     }
 }

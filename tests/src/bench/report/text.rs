@@ -51,10 +51,15 @@ fn notes(line: &Line) -> Vec<String> {
     let latency = line.latency.map(|[half, most, nearly_all]| {
         format!("{name}: 50 % {half} ns, 99 % {most} ns, 99.9 % {nearly_all} ns")
     });
+    let share = line.cost.filter(|_| line.workload.rate != 0).map(|cost| {
+        let rate = line.workload.rate;
+        let percent = cost.median * f64::from(rate) / 1e7;
+        format!("{name}: {percent:.1} % of a core at {rate} packets a second")
+    });
     let other = line.ratios.iter().find(|(other, _)| !REFERENCES.contains(&other.as_str()));
     let other =
         other.map(|(other, ratio)| format!("{name} against {other}: {}", ratio_text(ratio)));
-    latency.into_iter().chain(other).collect()
+    latency.into_iter().chain(share).chain(other).collect()
 }
 
 /// A workload's name, and what its costs are counted by.

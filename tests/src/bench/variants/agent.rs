@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::{Variant, mark_packets, netfilter::egress_ip};
 use crate::bench::{
+    campaign::NEW_FLOWS,
     enclosure::Enclosure,
     rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, TUNNEL, UPLINK, dotted},
     workload::{Direction, Entry, Flows, Workload},
@@ -29,6 +30,8 @@ pub const MAX_FLOWS: u32 = 1_048_576;
 
 /// How long the agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to start: the kernel goes through all addresses of a subnet for each one more.
+const START: Duration = Duration::from_secs(600);
 /// VNIDs that the agent has room for by default.
 const DEFAULT_POLICIES: u32 = 16_384;
 
@@ -67,6 +70,8 @@ pub struct Agent {
     suffix: &'static str,
     running: Option<Running>,
     enclosure: Option<Enclosure>,
+    /// The most flows that its table holds by now.
+    flows: u32,
 }
 
 struct Running {
@@ -76,7 +81,7 @@ struct Running {
 
 impl Agent {
     pub fn new(binary: PathBuf, data_path: DataPath, suffix: &'static str) -> Self {
-        Self { binary, data_path, suffix, running: None, enclosure: None }
+        Self { binary, data_path, suffix, running: None, enclosure: None, flows: 0 }
     }
 
     fn start(&mut self, rig: &Rig) -> Result<()> {
@@ -136,6 +141,18 @@ impl Agent {
         Ok(maps.values().sum())
     }
 
+    /// Starts anew, unless the table has room for so many flows more.
+    fn make_room(&mut self, rig: &mut Rig, flows: u32) -> Result<()> {
+        if self.flows + flows > MAX_FLOWS {
+            self.stop()?;
+            self.start(rig)?;
+            self.await_ready(rig)?;
+            self.flows = 0;
+        }
+        self.flows += flows;
+        Ok(())
+    }
+
     /// Ends the agent for good, so that it can be installed on another rig.
     pub fn close(&mut self) -> Result<()> {
         let stopped = self.stop();
@@ -160,8 +177,7 @@ impl Agent {
     fn await_ready(&mut self, rig: &Rig) -> Result<()> {
         let last = rig.setting.policies.checked_sub(1).context("a rig without a VNID")?;
         let last = egress_ip(last);
-        // The kernel takes a minute for a hundred thousand addresses of one subnet.
-        let deadline = Instant::now() + Duration::from_secs(180);
+        let deadline = Instant::now() + START;
         loop {
             let running = self.running.as_mut().context("the agent was not started")?;
             if let Some(status) = running.child.try_wait().context("look after the agent")? {
@@ -173,7 +189,7 @@ impl Agent {
             }
             ensure!(
                 Instant::now() < deadline,
-                "the agent has not put {last} on the uplink in three minutes: {}",
+                "the agent has not put {last} on the uplink in {START:?}: {}",
                 running.last_words()
             );
             thread::sleep(Duration::from_millis(20));
@@ -236,6 +252,10 @@ impl Variant for Agent {
             (DataPath::Xdp, Entry::Gateway, Direction::Original) => false,
             // A frame on XDP must be whole: no checksum or segmentation left for later.
             (DataPath::Xdp, ..) if workload.offload => false,
+            // So many addresses take minutes, and what they cost does not hang on the path.
+            (DataPath::Stack | DataPath::Tunnel, ..) if workload.policies > DEFAULT_POLICIES => {
+                false
+            }
             // Without a tunnel this is the tc path.
             (DataPath::Tunnel, Entry::Gateway, _) => false,
             _ => true,
@@ -252,19 +272,19 @@ impl Variant for Agent {
         self.await_ready(rig)
     }
 
-    fn prepare(&mut self, _rig: &mut Rig, workload: &Workload) -> Result<()> {
+    fn prepare(&mut self, rig: &mut Rig, workload: &Workload) -> Result<()> {
         match workload.flows {
             Flows::Established(flows) if flows > MAX_FLOWS => {
                 bail!("the flow table holds {MAX_FLOWS} flows")
             }
-            _ => Ok(()),
+            Flows::Established(flows) => self.make_room(rig, flows),
+            Flows::New => Ok(()),
         }
     }
 
+    /// An empty table would be to our advantage, and takes a start: only when it would run full.
     fn forget(&mut self, rig: &mut Rig) -> Result<()> {
-        self.stop()?;
-        self.start(rig)?;
-        self.await_ready(rig)
+        self.make_room(rig, NEW_FLOWS)
     }
 
     fn facts(&self, _rig: &Rig) -> Result<String> {
