@@ -142,7 +142,7 @@ fn own_address(link: &str, addresses: &[Address]) -> Option<Ipv4Addr> {
 }
 
 /// What `uname -n` prints.
-fn host_name() -> Result<String> {
+pub fn host_name() -> Result<String> {
     let path = "/proc/sys/kernel/hostname";
     let name = fs::read_to_string(path)
         .with_context(|| format!("read the host name from {path}; or set node.name"))?;

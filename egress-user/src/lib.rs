@@ -8,6 +8,8 @@ pub mod condition;
 pub mod config;
 pub mod diff;
 pub mod identity;
+pub mod import;
+pub mod iptables;
 pub mod model;
 pub mod netlink;
 pub mod ovs;

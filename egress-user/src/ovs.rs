@@ -77,11 +77,16 @@ pub enum Presence {
 impl Facts {
     /// The layout that the rule version stands for; none for a version that nobody has published.
     pub fn layout(&self) -> Option<Layout> {
-        match self.rule_version? {
-            7..=9 => Some(Layout::Old),
-            12 | 13 => Some(Layout::New),
-            _ => None,
-        }
+        self.rule_version.and_then(layout_of)
+    }
+}
+
+/// The layout of a rule version.
+pub fn layout_of(rule_version: u8) -> Option<Layout> {
+    match rule_version {
+        7..=9 => Some(Layout::Old),
+        12 | 13 => Some(Layout::New),
+        _ => None,
     }
 }
 
@@ -132,6 +137,15 @@ impl Ovs {
             gateway_mac: gateway.mac,
             rule_version: text::rule_version(&note),
         }))
+    }
+
+    /// What the bridge holds, in `ovs-ofctl`'s words: its flows, and its groups.
+    ///
+    /// # Errors
+    /// The bridge does not answer.
+    pub async fn dumps(&self) -> Result<(String, String)> {
+        let flows = self.ofctl(&["dump-flows"], &[], "").await?;
+        Ok((flows, self.ofctl(&["dump-groups"], &[], "").await?))
     }
 
     /// Every flow of the bridge, with its cookie.

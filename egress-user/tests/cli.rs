@@ -321,3 +321,49 @@ fn help_documents_the_exit_codes() {
     let help = out(&egress(&["--help"]));
     assert!(help.contains("Exit codes:") && help.contains("some objects were refused"), "{help}");
 }
+
+#[test]
+fn a_laptop_imports_a_nodes_dumps_and_plans_what_was_there() {
+    let files = Files::new("import");
+    let iptables = files.add(
+        "iptables",
+        "*nat\n\
+         -A KUBE-MARK-MASQ -j MARK --set-xmark 0x1/0x1\n\
+         -A OPENSHIFT-MASQUERADE -s 10.128.0.0/14 -m mark --mark 0x6f7936 -j SNAT --to-source 10.0.0.11\n\
+         -A OPENSHIFT-MASQUERADE -s 10.9.0.0/16 -j SNAT --to-source 10.0.0.99\n\
+         COMMIT\n",
+    );
+    let flows = files.add(
+        "flows",
+        " table=10, priority=100,tun_src=10.0.0.3 actions=goto_table:30\n \
+         table=30, priority=100,ip,nw_dst=172.30.0.0/16 actions=goto_table:60\n \
+         table=90, priority=100,ip,nw_dst=10.128.0.0/23 actions=move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:10.0.0.3->tun_dst,output:1\n \
+         table=100, priority=100,ip,reg0=0x6f7936 actions=set_field:22:3b:a9:a4:8e:0c->eth_dst,set_field:0x6f7936->pkt_mark,goto_table:101\n",
+    );
+    let addresses = files.add(
+        "addresses",
+        "2: ens18    inet 10.0.0.2/24 scope global ens18\n\
+         2: ens18    inet 10.0.0.11/24 scope global secondary ens18:eip\n\
+         3: tun0    inet 10.130.0.1/23 scope global tun0\n",
+    );
+    let dumps = ["--iptables", &iptables, "--flows", &flows, "--addresses", &addresses];
+    let output = egress(&[&["import", "--node", "ocprouter01"], &dumps[..]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    let told = "egress: not understood: rule 2 of OPENSHIFT-MASQUERADE in nat: `-A \
+                OPENSHIFT-MASQUERADE -s 10.9.0.0/16 -j SNAT --to-source 10.0.0.99`\n";
+    assert_eq!(err(&output), told, "and nothing else");
+    let imported = files.add("imported.yaml", &out(&output));
+    let plan = json_of(&egress(&["plan", "-f", &imported, "-o", "json"]), 0);
+    assert_eq!(
+        plan["addresses"],
+        json!([{"ip": "10.0.0.11", "prefixLen": 24, "label": "ens18:eip"}])
+    );
+    assert_eq!(
+        plan["flows"],
+        json!([
+            "table=100,priority=100,ip,reg0=0x6f7936 actions=set_field:22:3b:a9:a4:8e:0c->eth_dst,\
+             set_field:0x6f7936->pkt_mark,goto_table:101"
+        ])
+    );
+    fails(&["import", "--iptables", "/nonexistent/dump"], "read /nonexistent/dump");
+}

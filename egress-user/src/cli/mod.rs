@@ -9,7 +9,9 @@ mod completions;
 mod drain;
 mod edit;
 mod explain;
+mod import;
 mod input;
+mod live;
 mod plan;
 mod run;
 mod status;
@@ -21,7 +23,8 @@ Exit codes:
   1  done, but some objects were refused: each is named on standard error and is as if absent
      (`run` goes on with the others, and tells it in `status`);
      `add`, `del`, `move`, `undrain`: refused, nothing was changed; `drain`: some egress IPs found
-     no other node
+     no other node;
+     `import`: printed, but something was not understood or is not known: each is a line there
   2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used
   3  this node is not fit for it, or there is nothing here: no privileges, kernel too old, device or
      address missing, pinned maps of another layout; `status`: no agent runs (what it left is shown);
@@ -55,6 +58,8 @@ enum Verb {
     Undrain(drain::UndrainArgs),
     /// Print what a node would do for these objects; needs neither root nor the node
     Plan(plan::Args),
+    /// Print a live node's egress IPs as objects and settings; needs no agent, changes nothing
+    Import(import::Args),
     /// Say why a namespace, a VNID or an egress IP gets what it gets
     Explain(explain::Args),
     /// Print a VNID in decimal, in hex, and its mark
@@ -108,6 +113,7 @@ fn run(cli: Cli) -> Result<Exit> {
         Verb::Drain(args) => drain::drain(args),
         Verb::Undrain(args) => drain::undrain(args),
         Verb::Plan(args) => plan::run(args),
+        Verb::Import(args) => import::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Vnid(args) => vnid::run(args),
         Verb::Completions(args) => completions::run(args),

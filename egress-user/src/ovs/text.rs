@@ -192,7 +192,8 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     bytes.try_into().ok()
 }
 
-fn lines_of<'a>(dump: &'a str, headline: &'static str) -> impl Iterator<Item = &'a str> {
+/// The lines of a dump without its headline.
+pub fn lines_of<'a>(dump: &'a str, headline: &'static str) -> impl Iterator<Item = &'a str> {
     dump.lines().map(str::trim).filter(move |line| !line.is_empty() && !line.starts_with(headline))
 }
 
