@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -81,6 +81,38 @@ pub mod data_path {
     pub const TUNNEL: u8 = 2;
 }
 
+/// How XDP sends a frame out of an uplink: see [`Wire::send`].
+pub mod xdp_send {
+    /// Not at all: the tc programs do it.
+    pub const NONE: u8 = 0;
+    /// Back out of the device it came by, with `XDP_TX`.
+    pub const BACK: u8 = 1;
+    /// By redirect, even back out of the same device: a veth delivers what is sent by `XDP_TX` only
+    /// once its far end is woken by something else, unless a program runs there.
+    pub const REDIRECT: u8 = 2;
+}
+
+/// An uplink as XDP sees it, which runs below VLANs' devices.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Wire {
+    /// Interface that the frames come and go by; 0: not by XDP.
+    pub device: u32,
+    /// Number of the VLAN that they are tagged with (IEEE 802.1Q); 0: not tagged.
+    pub vlan: u16,
+    /// How a frame that came by the first uplink's device gets out here.
+    pub send: u8,
+    pub pad: u8,
+}
+
+/// Where a frame comes from, on XDP: the key of the `arrivals` map, which holds further uplinks.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Arrival {
+    pub device: u32,
+    pub vlan: u32,
+}
+
 /// The node's settings: the one element of the `config` map.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -95,10 +127,7 @@ pub struct Config {
     pub data_path: u8,
     /// 1: big packets (GSO) may be taken out of their tunnel on the uplink.
     pub unwrap_gso: u8,
-    /// 1: on XDP a frame goes back out of its device by redirect. A veth delivers what is sent by
-    /// `XDP_TX` only once its far end is woken by something else, unless a program runs there.
-    pub xdp_redirect: u8,
-    pub pad: u8,
+    pub pad: [u8; 2],
     /// A random number, written into a translated packet's control block for the guard to see.
     pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.
@@ -107,6 +136,8 @@ pub struct Config {
     pub gateway: u32,
     /// Interface that VXLAN comes and goes by.
     pub uplink: u32,
+    /// The same, as XDP sees it.
+    pub wire: Wire,
     /// The biggest inner packet that goes through the tunnel whole.
     pub tunnel_mtu: u32,
     /// Raised when a route, a neighbour or a link changed: cached next hops of an older one lapse.
@@ -203,7 +234,9 @@ pub struct Slot {
     pub max_flows: u32,
     /// Most new flows in a window of [`WINDOW_SHIFT`]; 0: no limit.
     pub max_new_flows: u32,
-    pub pad2: [u8; 36],
+    /// The uplink as XDP sees it.
+    pub wire: Wire,
+    pub pad2: [u8; 28],
 }
 
 /// A flow's key in its original direction.

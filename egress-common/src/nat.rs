@@ -4,7 +4,7 @@
 //! dropped and counted. The order of the questions is the contract's (docs/architecture.md).
 //! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
 use crate::{
-    abi::{Config, MacWords, NO_SLOT, NO_VNID, OriginalKey, ReplyKey, action},
+    abi::{Config, MacWords, NO_SLOT, NO_VNID, OriginalKey, ReplyKey, action, xdp_send},
     expiry::remaining,
     flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
     fragment::{is_too_big, later_original, later_reply, remember_owner},
@@ -184,6 +184,9 @@ fn leave<P: Packet, T: Tables>(
     let slot = tables.slot(scratch.translation.slot).ok_or(Reason::PolicyDrop)?;
     if slot.vnid != owner || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
+    }
+    if scratch.origin.hop == Hop::Early && slot.wire.send == xdp_send::NONE {
+        return Ok(Verdict::Pass);
     }
     if !config.is_pod(scratch.ip.source) {
         // The device is the node's too.

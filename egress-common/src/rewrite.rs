@@ -98,8 +98,8 @@ pub enum Hop {
     /// The program forwards it and so takes one off the TTL.
     #[default]
     Program,
-    /// So does this one, before there is a neighbour table to ask: what is due for that, it leaves
-    /// as if unseen to a hook behind it ([`crate::nat::By::Neighbour`]).
+    /// So does this one, before there is a neighbour table to ask: what is due for that, and what
+    /// it cannot send, it leaves as if unseen to a hook behind it ([`crate::nat::By::Neighbour`]).
     Early,
     /// The stack has forwarded it.
     Stack,

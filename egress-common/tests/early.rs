@@ -1,6 +1,6 @@
 //! A hook before the stack: what is due for the neighbour table is left to the hook behind it.
 use egress_common::{
-    abi::BEAT,
+    abi::{BEAT, xdp_send},
     nat::{By, Origin},
     rewrite::Hop,
     testing::{
@@ -40,4 +40,16 @@ fn an_unknown_neighbour_is_asked_for_by_the_hook_behind() {
     host.tables.macs.set(None);
     assert_eq!(goes(&mut host, Hop::Early).0, By::Neighbour);
     assert_eq!(goes(&mut host, Hop::Program).0, By::Neighbour);
+}
+
+#[test]
+fn what_cannot_be_sent_from_this_hook_is_left_as_if_unseen() {
+    let mut host = Host::default();
+    host.tables.macs.set(Some([1, 2, 3]));
+    host.change_slot(TENANT, &|slot| slot.wire.send = xdp_send::NONE);
+    let packet = udp((POD, 40001), (REMOTE, 443), b"who?").bytes();
+    let origin = |hop| Origin { vnid: TENANT, ifindex: 7, hop, ..Origin::default() };
+    assert_eq!(host.original(origin(Hop::Early), &packet), Outcome::Passed);
+    assert!(host.tables.original.borrow().is_empty(), "no flow was made");
+    assert!(matches!(host.original(origin(Hop::Program), &packet), Outcome::Sent(_)));
 }

@@ -15,8 +15,9 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use egress_common::{
     abi::{
-        Claim, Config, FragmentKey, FragmentOwner, MARKED_ONLY, MacWords, NodeHop, OriginalFlow,
-        OriginalKey, Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT, Usage,
+        Arrival, Claim, Config, FragmentKey, FragmentOwner, MARKED_ONLY, MacWords, NodeHop,
+        OriginalFlow, OriginalKey, Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT,
+        Usage,
     },
     crowd::Crowd,
     flow::Scratch,
@@ -61,6 +62,9 @@ static POLICY: HashMap<u32, u32> = HashMap::pinned(SLOTS, 0);
 static SLOT: Array<Slot> = Array::pinned(SLOTS, 0);
 #[map(name = "egress_ips")]
 static EGRESS_IPS: HashMap<[u8; 4], u32> = HashMap::pinned(SLOTS, 0);
+/// On XDP: what comes from here comes by a further uplink, and its answers may be sent.
+#[map(name = "arrivals")]
+static ARRIVALS: HashMap<Arrival, u32> = HashMap::pinned(256, 0);
 #[map(name = "flows_original")]
 static FLOWS_ORIGINAL: HashMap<OriginalKey, Shared<OriginalFlow>> = HashMap::pinned(FLOWS, 0);
 #[map(name = "flows_reply")]
@@ -353,6 +357,12 @@ pub fn is_node(address: [u8; 4]) -> bool {
 pub fn node_hop(node: [u8; 4]) -> Option<&'static mut NodeHop> {
     // SAFETY: words that CPUs may write at once; a mixture is one frame to a wrong address.
     NODES.get_ptr_mut(node).map(|hop| unsafe { &mut *hop })
+}
+
+/// Whether what comes from there comes by a further uplink that XDP serves.
+#[inline(always)]
+pub fn comes_by_uplink(arrival: Arrival) -> bool {
+    ARRIVALS.get_ptr(arrival).is_some()
 }
 
 /// What is known of the pod at an address.

@@ -5,6 +5,9 @@
 //! came, to the tc programs, which share the tables. That is also how the neighbour table is asked.
 //! What is sent from here passes no guard on the uplink's egress: an error is a drop.
 //!
+//! It runs below VLANs' devices: a tag stands in the frame. Offsets are counted as if it did not,
+//! which every access makes good ([`Frame::pointer`]).
+//!
 //! Surprising: a frame may come from a stack on this machine (veth, generic mode) that has left its
 //! checksum for later. Nothing here tells so but the checksum field, which then holds the sum of
 //! the pseudo header: such frames go up, and one in 65,535 honest ones with them.
@@ -17,7 +20,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use egress_common::{
-    abi::{BEAT, Config, MacWords, Path, data_path},
+    abi::{Arrival, BEAT, Config, MacWords, Path, Wire, data_path, xdp_send},
     checksum::{fold, sum, update, update_udp},
     flow::Scratch,
     nat::{By, Way, translate_original, translate_reply},
@@ -30,15 +33,23 @@ use egress_common::{
 
 use crate::{
     hooks::{count_original, count_reply, said},
-    maps::{Maps, count_path, count_reason, node_hop, scratch},
+    maps::{Maps, comes_by_uplink, count_path, count_reason, node_hop, scratch},
     tc::{ETH_LEN, ETH_P_IP, MAX_OFFSET, load, store},
     vxlan::{self, INNER, INNER_ETH, OUTER_LEN, outer_ip, outer_udp},
 };
+
+/// `ETH_P_8021Q`, as on the wire.
+const ETH_P_8021Q: [u8; 2] = [0x81, 0x00];
+/// Bytes of a VLAN tag (IEEE 802.1Q), and where one stands: before the link layer's type.
+const TAG_LEN: usize = 4;
+const TAG: usize = 12;
 
 /// A frame on XDP.
 #[derive(Clone, Copy)]
 pub struct Frame {
     xdp: *mut xdp_md,
+    /// Bytes of the tag in it: none, or [`TAG_LEN`].
+    tag: usize,
 }
 
 /// The IPv4 packet that begins `BASE` bytes into a frame: offsets are from its header.
@@ -92,7 +103,7 @@ impl Frame {
     fn length(&self) -> u32 {
         let (data, end) = self.bounds();
         // The black box keeps the subtraction in 64 bits: the verifier knows no other of pointers.
-        core::hint::black_box(end - data) as u32
+        (core::hint::black_box(end - data) as u32).wrapping_sub(self.tag as u32)
     }
 
     #[inline(always)]
@@ -107,11 +118,41 @@ impl Frame {
             return None;
         }
         let (data, end) = self.bounds();
-        let at = data + offset;
+        // The mask is for the verifier, which does not remember where `tag` came from.
+        let shift = if offset < TAG { 0 } else { self.tag & TAG_LEN };
+        let at = data + shift + offset;
         if at + N > end {
             return None;
         }
         Some(at as *mut [u8; N])
+    }
+
+    /// Looks for a tag; returns the number of its VLAN, 0 for none.
+    #[inline(always)]
+    fn find_tag(&mut self) -> u32 {
+        self.tag = 0;
+        match self.bytes::<4>(TAG) {
+            Some([kind, of, high, low]) if [kind, of] == ETH_P_8021Q => {
+                self.tag = TAG_LEN;
+                u32::from(u16::from_be_bytes([high & 0x0f, low]))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Takes bytes off the front (negative: adds some), so that the link-layer header begins there,
+    /// with the tag of this VLAN. The header's addresses are still to be written.
+    #[inline(always)]
+    fn begin_at(&mut self, by: i32, vlan: u16) -> Result<(), Reason> {
+        let tag = if vlan == 0 { 0 } else { TAG_LEN };
+        self.shorten(by + (self.tag & TAG_LEN) as i32 - tag as i32)?;
+        self.tag = 0;
+        if vlan != 0 {
+            let [high, low] = vlan.to_be_bytes();
+            self.write(TAG, [ETH_P_8021Q[0], ETH_P_8021Q[1], high, low])?;
+            self.tag = TAG_LEN;
+        }
+        Ok(())
     }
 
     /// `N` bytes at `offset` from the link-layer header.
@@ -168,22 +209,22 @@ impl Frame {
         self.write(ETH_LEN + edit.offset, edit.port)
     }
 
-    /// Out of `ifindex`, as the frame is.
+    /// Out of an uplink, as the frame is.
     #[inline(always)]
-    fn send(&self, config: &Config, ifindex: u32) -> u32 {
-        if ifindex == self.ifindex() && config.xdp_redirect == 0 {
+    fn send(&self, wire: Wire) -> u32 {
+        if wire.device == self.ifindex() && wire.send == xdp_send::BACK {
             return XDP_TX;
         }
         // SAFETY: a helper with numbers for arguments.
-        unsafe { kernel::bpf_redirect(ifindex, 0) as u32 }
+        unsafe { kernel::bpf_redirect(wire.device, 0) as u32 }
     }
 }
 
-/// A frame from the uplink.
+/// A frame from an uplink.
 #[inline(always)]
 pub fn uplink(context: &XdpContext) -> u32 {
-    let frame = Frame { xdp: context.ctx };
-    match receive(&frame) {
+    let mut frame = Frame { xdp: context.ctx, tag: 0 };
+    match receive(&mut frame) {
         Ok(action) => action,
         Err(reason) => {
             count_reason(reason);
@@ -193,22 +234,29 @@ pub fn uplink(context: &XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn receive(frame: &Frame) -> Result<u32, Reason> {
+fn receive(frame: &mut Frame) -> Result<u32, Reason> {
     let maps = frame.maps();
     let Some(config) = maps.config() else { return Ok(XDP_PASS) };
-    if frame.bytes::<2>(12) != Some(ETH_P_IP) || config.data_path != data_path::TC {
+    if config.data_path != data_path::TC || config.wire.send == xdp_send::NONE {
+        return Ok(XDP_PASS);
+    }
+    let arrival = Arrival { vlan: frame.find_tag(), device: frame.ifindex() };
+    let first = Arrival { vlan: u32::from(config.wire.vlan), device: config.wire.device };
+    if frame.bytes::<2>(12) != Some(ETH_P_IP) || arrival != first && !comes_by_uplink(arrival) {
         return Ok(XDP_PASS);
     }
     let Some(scratch) = scratch() else { return Ok(XDP_PASS) };
-    if frame.bytes::<4>(ETH_LEN + 16) == Some(config.node) {
+    if frame.bytes::<4>(ETH_LEN + 16) != Some(config.node) {
+        reply(frame, config, scratch)
+    } else if arrival == first {
         original(frame, config, scratch)
     } else {
-        reply(frame, config, scratch)
+        Ok(XDP_PASS)
     }
 }
 
 #[inline(always)]
-fn original(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, Reason> {
+fn original(frame: &mut Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, Reason> {
     if recognise(frame, config, scratch) != said::TRANSLATE {
         return if config.masquerade_slot == 0 {
             Ok(XDP_PASS)
@@ -223,19 +271,20 @@ fn original(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32
         _ => return Ok(XDP_PASS),
     }
     let translation = &scratch.translation;
-    if translation.way.by != By::Link || translation.way.ifindex != config.uplink {
+    if translation.way.by != By::Link {
         return Ok(XDP_PASS);
     }
-    frame.shorten(OUTER_LEN as i32)?;
+    let wire = frame.maps().slot(translation.slot).ok_or(Reason::PolicyGone)?.wire;
+    frame.begin_at(OUTER_LEN as i32, wire.vlan)?;
     frame.apply(&translation.rewrite)?;
     frame.set_macs(translation.way.macs)?;
     count_path(Path::Xdp);
     count_original(frame.length(), translation);
-    Ok(frame.send(config, translation.way.ifindex))
+    Ok(frame.send(wire))
 }
 
 #[inline(always)]
-fn reply(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, Reason> {
+fn reply(frame: &mut Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, Reason> {
     if is_whole::<ETH_LEN>(frame) == 0 {
         return Ok(XDP_PASS);
     }
@@ -261,7 +310,7 @@ fn reply(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32, R
     frame.set_macs(macs)?;
     frame.write(12, ETH_P_IP)?;
     count_path(Path::ReplyXdp);
-    Ok(frame.send(config, config.uplink))
+    Ok(frame.send(config.wire))
 }
 
 /// Whether this is VXLAN to be treated here. A function of its own for the sake of the stack, as
@@ -307,9 +356,14 @@ fn ask_reply(frame: &Frame, scratch: &mut Scratch) -> u32 {
 
 /// Puts the outer headers before a translated reply, but for the link layer's.
 #[inline(never)]
-fn encapsulate(frame: &Frame, config: &Config, way: &Way, inner_len: u32) -> Result<(), Reason> {
+fn encapsulate(
+    frame: &mut Frame,
+    config: &Config,
+    way: &Way,
+    inner_len: u32,
+) -> Result<(), Reason> {
     let inner_tos = frame.bytes::<1>(ETH_LEN + 1).ok_or(Reason::Malformed)?[0];
-    frame.shorten(-(OUTER_LEN as i32))?;
+    frame.begin_at(-(OUTER_LEN as i32), config.wire.vlan)?;
     frame.write(ETH_LEN, outer_ip(config.node, way.node, inner_tos, inner_len))?;
     frame.write(ETH_LEN + 20, outer_udp(config.vxlan_port, way, inner_len))?;
     frame.write(INNER_ETH, bytes(way.macs))

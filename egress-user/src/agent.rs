@@ -76,8 +76,7 @@ struct Agent {
     data_plane: DataPlane,
     /// Every program runs where it belongs.
     attached: bool,
-    /// By the name of the uplink.
-    in_force: BTreeMap<String, InForce>,
+    wiring: Wiring,
     maps: Maps,
     source_maps: source_maps::Maps,
     ovs: Option<Ovs>,
@@ -150,7 +149,7 @@ impl Agent {
             devices,
             netlink,
             data_plane,
-            in_force: BTreeMap::new(),
+            wiring: Wiring::default(),
             maps,
             unread: None,
             waiting: None,

@@ -21,7 +21,7 @@ use aya::{
     util::KernelVersion,
 };
 use egress_common::abi::{
-    ABI_VERSION, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
+    ABI_VERSION, Arrival, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
     SlotCounters, UsageRecord,
 };
 use egress_common::crowd::CROWD_WORDS;
@@ -254,6 +254,14 @@ impl DataPlane {
         Ok(())
     }
 
+    /// The interfaces with a pinned link of the program on XDP, this agent's or a predecessor's.
+    pub fn xdp_links(&self) -> Vec<String> {
+        let pins = fs::read_dir(self.pins.join("links")).into_iter().flatten().flatten();
+        let names = pins.filter_map(|pin| pin.file_name().into_string().ok());
+        let prefix = format!("{XDP}-");
+        names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect()
+    }
+
     /// Hands on what the programs have logged.
     pub fn flush_log(&mut self) {
         self.log.flush();
@@ -366,6 +374,8 @@ pub struct Maps {
     pub policy: HashMap<MapData, u32, u32>,
     pub slots: Array<MapData, Plain<Slot>>,
     pub egress_ips: HashMap<MapData, [u8; 4], u32>,
+    /// The further uplinks as XDP sees them, to their interfaces.
+    pub arrivals: HashMap<MapData, Plain<Arrival>, u32>,
     pub flows_original: HashMap<MapData, Plain<OriginalKey>, Plain<OriginalRecord>>,
     pub flows_reply: HashMap<MapData, Plain<ReplyKey>, Plain<ReplyRecord>>,
     /// Bitmaps of ports by destination (port 0 in the key): removed with a flow of theirs.
@@ -396,6 +406,7 @@ impl Maps {
             policy: hash("policy")?.try_into()?,
             slots: array("slots")?.try_into()?,
             egress_ips: hash("egress_ips")?.try_into()?,
+            arrivals: hash("arrivals")?.try_into()?,
             flows_original: hash("flows_original")?.try_into()?,
             flows_reply: hash("flows_reply")?.try_into()?,
             crowds: open("crowds").map(aya::maps::Map::LruHashMap)?.try_into()?,

@@ -7,4 +7,5 @@ pub mod flows;
 pub mod maps;
 pub mod masquerade;
 pub mod sources;
+pub mod wiring;
 pub mod xdp;

@@ -14,7 +14,7 @@ use aya::{
 use egress_common::{
     abi::{
         Config, FragmentKey, FragmentOwner, NO_VNID, OriginalKey, OriginalRecord, Path, ReplyKey,
-        ReplyRecord, Slot,
+        ReplyRecord, Slot, Wire,
     },
     mark::{Layout, MAX_VNID, mark},
     reason::Reason,
@@ -62,8 +62,8 @@ impl Programs {
     pub fn fresh(&self) -> Result<TestRunGateway> {
         // As the agent does: the guard looks at what bears no stamp.
         let config = Config { stamp: [1, 1], uplink: self.uplink, ..config() };
-        let mut gateway =
-            TestRunGateway { loaded: self.loaded.clone(), config, uplink: self.uplink };
+        let (loaded, uplink) = (self.loaded.clone(), self.uplink);
+        let mut gateway = TestRunGateway { loaded, config, uplink, wire_out: Wire::default() };
         gateway.clear()?;
         gateway.enter(gateway.config)?;
         for (vnid, action, egress_ip) in POLICIES {
@@ -78,6 +78,8 @@ pub struct TestRunGateway {
     loaded: Rc<RefCell<Loaded>>,
     config: Config,
     uplink: u32,
+    /// How XDP sends what leaves.
+    wire_out: Wire,
 }
 
 impl TestRunGateway {
@@ -296,8 +298,14 @@ impl Gateway for TestRunGateway {
         let before = slots.get(&index, 0).expect("read a slot").0.egress_ip;
         // Not in use is as good as removed.
         let _ = egress_ips.remove(&before);
-        let slot =
-            Slot { vnid, egress_ip, action, uplink: self.uplink, ..bytemuck::Zeroable::zeroed() };
+        let slot = Slot {
+            vnid,
+            egress_ip,
+            action,
+            uplink: self.uplink,
+            wire: self.wire_out,
+            ..bytemuck::Zeroable::zeroed()
+        };
         slots.set(index, Plain(slot), 0).expect("set a slot");
         policy.insert(vnid, index, 0).expect("set a policy");
         if egress_ip != [0; 4] {
@@ -306,7 +314,7 @@ impl Gateway for TestRunGateway {
     }
 
     fn masquerade(&mut self) {
-        let slot = masquerade_slot(self.uplink);
+        let slot = Slot { wire: self.wire_out, ..masquerade_slot(self.uplink) };
         let index = {
             let maps = &mut self.loaded.borrow_mut().maps;
             let index = maps.masquerade_slot();

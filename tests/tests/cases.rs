@@ -13,7 +13,7 @@ use egress_tests::{
     netns::Netns,
     test_run::{
         Programs,
-        xdp::{XdpGateway, action, in_vxlan},
+        xdp::{Vlans, XdpGateway, action, in_vxlan},
     },
 };
 use egress_user::bpf::{BPFFS, DataPlane, Sizes};
@@ -51,11 +51,22 @@ fn with_uplink<T: Send>(label: &str, work: impl FnOnce(u32) -> Result<T> + Send)
 fn every_story_holds_for_the_program_on_xdp_with_tc_behind_it() -> Result<()> {
     with_uplink("cases-xdp", |uplink| {
         let programs = Programs::new(DataPlane::load(Path::new(BPFFS), SIZES)?, uplink)?;
-        let fresh = || XdpGateway::new(programs.fresh()?);
-        stories::tell(|| fresh().expect("a fresh gateway"));
-        let (originals, replies) = fresh()?.sent();
-        println!("sent on XDP: {originals} originals, {replies} replies");
-        assert!(originals > 50 && replies > 30, "the stories were told to XDP");
+        let untagged = Vlans::default();
+        let mut before = XdpGateway::new(programs.fresh()?, untagged)?.sent();
+        for vlans in [
+            untagged,
+            Vlans { of_tunnel: 0, of_egress_ips: 100 },
+            Vlans { of_tunnel: 10, of_egress_ips: 0 },
+            Vlans { of_tunnel: 10, of_egress_ips: 100 },
+        ] {
+            let fresh = || XdpGateway::new(programs.fresh()?, vlans);
+            stories::tell(|| fresh().expect("a fresh gateway"));
+            let sent = fresh()?.sent();
+            let (originals, replies) = (sent.0 - before.0, sent.1 - before.1);
+            println!("sent on XDP with {vlans:?}: {originals} originals, {replies} replies");
+            assert!(originals > 50 && replies > 30, "the stories were told to XDP");
+            before = sent;
+        }
         Ok(())
     })
 }
@@ -90,7 +101,7 @@ const MUTANTS: u32 = 1_000_000;
 fn a_mutated_frame_is_sent_right_or_passed_as_it_came_or_dropped() -> Result<()> {
     with_uplink("mutants", |uplink| {
         let programs = Programs::new(DataPlane::load(Path::new(BPFFS), SIZES)?, uplink)?;
-        let mut gateway = XdpGateway::new(programs.fresh()?)?;
+        let mut gateway = XdpGateway::new(programs.fresh()?, Vlans::default())?;
         let frames = well_formed(&mut gateway);
         let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
         let mut seen: BTreeMap<u32, u32> = BTreeMap::new();

@@ -22,7 +22,8 @@ struct Way {
     back: &'static str,
 }
 
-const WAYS: [Way; 3] = [
+const WAYS: [Way; 4] = [
+    Way { name: "XDP", config: "dataPath: xdp", out: "xdp", back: "reply_xdp" },
     Way { name: "underlay", config: "dataPath: tc", out: "underlay", back: "reply_underlay" },
     Way { name: "tunnel device", config: "dataPath: tunnel", out: "tunnel", back: "reply_tunnel" },
     Way { name: "stack", config: "dataPath: stack", out: "stack", back: "reply_stack" },
@@ -43,6 +44,10 @@ fn packets(gateway: &Gateway<'_>, path: &str) -> Result<u64> {
 fn every_path_translates_right_and_is_the_one_that_was_asked_for() -> Result<()> {
     for way in WAYS {
         let rig = Rig::up()?;
+        if way.out == "xdp" {
+            rig.take_xdp_frames()?;
+            rig.send_whole_frames()?;
+        }
         let node = rig.netns(&rig.egress.name);
         let mut gateway = Gateway::new(node, &with(way.config), objects::CLUSTER_OBJECTS)?;
         gateway.run_agent()?;

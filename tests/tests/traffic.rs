@@ -31,6 +31,10 @@ const ONE: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum DataPath {
     Tc,
+    /// VXLAN by the kernel's device.
+    Tunnel,
+    /// Behind the node's own forwarding.
+    Stack,
     /// With whole frames, as a wire carries them.
     Xdp,
     /// With frames of a stack on this machine, which has left their checksums for later.
@@ -40,7 +44,7 @@ enum DataPath {
 impl DataPath {
     fn rig(self) -> Result<Rig> {
         let rig = Rig::up()?;
-        if self != Self::Tc {
+        if matches!(self, Self::Xdp | Self::XdpUnfinished) {
             rig.take_xdp_frames()?;
         }
         if self == Self::Xdp {
@@ -50,7 +54,15 @@ impl DataPath {
     }
 
     fn gateway(self, rig: &Rig) -> Result<Gateway<'_>> {
-        Gateway::start_on(rig, if self == Self::Tc { "tc" } else { "xdp" })
+        Gateway::start_on(
+            rig,
+            match self {
+                Self::Tc => "tc",
+                Self::Tunnel => "tunnel",
+                Self::Stack => "stack",
+                Self::Xdp | Self::XdpUnfinished => "xdp",
+            },
+        )
     }
 }
 
@@ -58,6 +70,8 @@ impl DataPath {
 macro_rules! on_every_data_path {
     ($($story:ident)*) => {
         on_every_data_path!(tc DataPath::Tc; $($story)*);
+        on_every_data_path!(tunnel DataPath::Tunnel; $($story)*);
+        on_every_data_path!(stack DataPath::Stack; $($story)*);
         on_every_data_path!(xdp DataPath::Xdp; $($story)*);
         on_every_data_path!(xdp_unfinished DataPath::XdpUnfinished; $($story)*);
     };
@@ -123,6 +137,8 @@ fn a_thousand_connections_carry_a_mebibyte_each_way(on: DataPath) -> Result<()> 
     let early = (count("xdp")?, count("reply_xdp")?);
     match on {
         DataPath::Tc => assert_eq!(early, (0, 0), "{paths}"),
+        DataPath::Tunnel => assert!(count("tunnel")? > 1000 && count("reply_tunnel")? > 1000),
+        DataPath::Stack => assert!(count("stack")? > 1000 && count("reply_stack")? > 1000),
         // The rest asks the neighbour table.
         DataPath::Xdp => {
             assert!(early.0 > 9 * there.0 && early.1 > 9 * there.1, "{paths}");

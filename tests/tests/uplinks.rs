@@ -13,7 +13,7 @@ use egress_tests::{
     report::Witness,
     rig::{
         Rig, objects,
-        second::{BEYOND, EGRESS_IP, FAR, Second, Wire, has_vlans, labelled},
+        second::{BEYOND, EGRESS_IP, FAR, SECOND, Second, Wire, has_vlans, labelled},
         topology::{UPLINK, mac_bytes},
     },
     traffic::{Capture, PATIENCE, RawSocket, TcpServer, tcp_exchange},
@@ -194,6 +194,96 @@ fn an_uplink_that_is_none_any_more_is_cleared_and_its_tenant_dropped() -> Result
     let said = String::from_utf8_lossy(&cleanup.stdout).into_owned();
     assert!(said.contains(&format!("released {EGRESS_IP} on {}\n", second.uplink)), "{said}");
     assert_eq!(labelled(node, &second.uplink)?, BTreeSet::new());
+    Ok(())
+}
+
+/// The second network as a wire would have it: whole frames, and GRO where XDP's frames arrive.
+fn whole_frames(rig: &Rig, second: &Second) -> Result<()> {
+    rig.take_xdp_frames()?;
+    rig.send_whole_frames()?;
+    second.beyond.exec("ethtool -K eth0 tx off tso off gso off").map(drop)
+}
+
+fn paths_in_force(status: &Value) -> Vec<&Value> {
+    let uplinks = status["uplinks"].as_array().into_iter().flatten();
+    uplinks.map(|uplink| &uplink["dataPath"]["path"]).collect()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn xdp_goes_from_one_uplink_to_the_other_and_back() -> Result<()> {
+    let (rig, second, objects) = rig(Wire::Device)?;
+    second.add_route(&rig)?;
+    whole_frames(&rig, &second)?;
+    rig.switch().exec(&format!("ethtool -K {SECOND} gro on"))?;
+    let node = rig.netns(&rig.egress.name);
+    let mut gateway = Gateway::new(node, &second.config("xdp"), &objects)?;
+    gateway.run_agent()?;
+    let status = gateway.status()?;
+    assert_eq!(paths_in_force(&status), ["xdp", "xdp"], "{}", status["conditions"]);
+    every_pod_leaves_by_its_own(&rig, &second).with_context(|| gateway.log())?;
+    let server = TcpServer::start(&second.beyond, SocketAddrV4::new(FAR, 7001))?;
+    let before = gateway.status()?["paths"].clone();
+    rig.netns(MOVED).run(|| tcp_exchange(server.address(), 2, 8 * MEBIBYTE))??;
+    let after = gateway.status()?["paths"].clone();
+    let more = |path: &str| {
+        let count = |paths: &Value| paths[path].as_u64().unwrap_or_default();
+        count(&after) - count(&before)
+    };
+    for (early, late) in [("xdp", "underlay"), ("reply_xdp", "reply_underlay")] {
+        assert!(more(early) > 9 * more(late) && more(early) > 1000, "{before} {after}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_that_takes_no_frames_from_xdp_is_left_to_tc() -> Result<()> {
+    let (rig, second, objects) = rig(Wire::Device)?;
+    second.add_route(&rig)?;
+    whole_frames(&rig, &second)?;
+    let node = rig.netns(&rig.egress.name);
+    let mut gateway = Gateway::new(node, &second.config("xdp"), &objects)?;
+    gateway.run_agent()?;
+    let status = gateway.status()?;
+    assert_eq!(paths_in_force(&status), ["xdp", "tc"]);
+    assert!(has_condition(&status, "Device/ens19", "NoXdp"), "{}", status["conditions"]);
+    every_pod_leaves_by_its_own(&rig, &second).with_context(|| gateway.log())?;
+    let paths = gateway.status()?["paths"].clone();
+    for path in ["xdp", "reply_xdp", "underlay", "reply_underlay"] {
+        assert!(paths[path].as_u64() > Some(10), "{path} of the one uplink or the other: {paths}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn xdp_takes_and_sends_the_frames_of_a_vlan_on_its_device() -> Result<()> {
+    if !has_vlans()? {
+        eprintln!("not run: this kernel has no VLAN devices");
+        return Ok(());
+    }
+    let (rig, second, objects) = rig(Wire::Vlan(100))?;
+    second.add_route(&rig)?;
+    whole_frames(&rig, &second)?;
+    let node = rig.netns(&rig.egress.name);
+    let mut gateway = Gateway::new(node, &second.config("xdp"), &objects)?;
+    gateway.run_agent()?;
+    let status = gateway.status()?;
+    assert_eq!(paths_in_force(&status), ["tc", "tc"], "the tags are not in the frames");
+    assert!(has_condition(&status, "Device/ens18", "NoXdp"), "{}", status["conditions"]);
+    gateway.kill()?;
+    // In the frames, both ways.
+    node.exec(&format!("ethtool -K {UPLINK} rxvlan off"))?;
+    rig.switch().exec(&format!("ethtool -K {} txvlan off", rig.egress.name))?;
+    gateway.run_agent()?;
+    let status = gateway.status()?;
+    assert_eq!(paths_in_force(&status), ["xdp", "xdp"], "{}", status["conditions"]);
+    every_pod_leaves_by_its_own(&rig, &second).with_context(|| gateway.log())?;
+    let paths = gateway.status()?["paths"].clone();
+    for path in ["xdp", "reply_xdp"] {
+        assert!(paths[path].as_u64() > Some(1000), "{path}: {paths}");
+    }
     Ok(())
 }
 

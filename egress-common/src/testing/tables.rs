@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 use crate::{
     abi::{
         Claim, Config, FragmentKey, FragmentOwner, MacWords, OriginalFlow, OriginalKey, Place,
-        ReplyFlow, ReplyKey, Slot, Usage,
+        ReplyFlow, ReplyKey, Slot, Usage, Wire, xdp_send,
     },
     crowd::Crowd,
     flow::Scratch,
@@ -94,7 +94,8 @@ impl MemoryTables {
     /// Enters a policy, in the slot after the last.
     pub fn add_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
         let index = self.slots.len() as u32;
-        self.slots.push(Slot { vnid, action, egress_ip, uplink: 2, ..Slot::zeroed() });
+        let wire = Wire { device: 2, send: xdp_send::BACK, ..Wire::default() };
+        self.slots.push(Slot { vnid, action, egress_ip, uplink: 2, wire, ..Slot::zeroed() });
         self.usage.push(Usage::default());
         self.policy.insert(vnid, index);
         if egress_ip != [0; 4] {

@@ -1,6 +1,4 @@
 //! What the programs need: their maps filled, and themselves where they belong.
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use log::info;
 
@@ -8,6 +6,7 @@ use super::{Agent, failed, node, tables};
 use crate::{
     bpf::Hook,
     condition::{Condition, Reason},
+    netlink::Link,
     plan::Plan,
     reconcile::{
         attachments,
@@ -20,14 +19,14 @@ impl Agent {
     /// Settings that cannot be written stay as they were; who gets what is written all the same.
     pub(super) fn fill_maps(&mut self, plan: &Plan) -> Result<Dropped> {
         let configured = self.configure();
-        let Self { objects, identity, uplinks, config, .. } = self;
-        let desired = tables::desired(plan, objects, identity, uplinks, config);
+        let Self { objects, identity, uplinks, wiring, config, .. } = self;
+        let desired = tables::desired(plan, objects, (identity, uplinks, wiring), config);
         let dropped = maps::reconcile(&mut self.maps, &desired)?;
         configured.map(|()| dropped)
     }
 
     fn configure(&mut self) -> Result<()> {
-        if let Some(masquerade) = tables::masquerade(&self.config, &self.identity) {
+        if let Some(masquerade) = tables::masquerade(&self.config, &self.identity, &self.wiring) {
             maps::masquerade(&mut self.maps, masquerade)?;
         }
         let held = maps::settings(&self.maps)?;
@@ -36,6 +35,7 @@ impl Agent {
             objects: &self.objects,
             identity: &self.identity,
             uplinks: &self.uplinks,
+            wiring: &self.wiring,
             devices: &self.devices,
             ovs: self.ovs_facts.as_ref(),
             generation: held.next_hop_generation,
@@ -43,7 +43,7 @@ impl Agent {
             masquerade_slot: self.maps.masquerade_slot(),
         })?;
         maps::configure(&mut self.maps, &config)?;
-        Ok(())
+        maps::reconcile_arrivals(&mut self.maps, &self.wiring.arrivals)
     }
 
     pub(super) async fn attach(&mut self, conditions: &mut Vec<Condition>) {
@@ -74,22 +74,16 @@ impl Agent {
     }
 
     async fn attach_xdp(&mut self, conditions: &mut Vec<Condition>) {
-        let mut in_force = BTreeMap::new();
-        let main = self.identity.uplink.index;
-        for link in self.links().cloned().collect::<Vec<_>>() {
-            let Self { data_plane, netlink, config, .. } = self;
-            let (now, condition) = if link.index == main {
-                xdp::reconcile(data_plane, netlink, &link, config.data_path).await
-            } else {
-                (xdp::further(config.data_path), None)
-            };
-            conditions.extend(condition);
-            if self.in_force.get(&link.name) != Some(&now) {
-                info!("the data path on {} is {}: {}", link.name, now.path, now.why);
+        let links: Vec<Link> = self.links().cloned().collect();
+        let Self { data_plane, netlink, config, .. } = self;
+        let (wiring, found) = xdp::reconcile(data_plane, netlink, &links, config.data_path).await;
+        conditions.extend(found);
+        for (name, now) in &wiring.in_force {
+            if self.wiring.in_force.get(name) != Some(now) {
+                info!("the data path on {name} is {}: {}", now.path, now.why);
             }
-            in_force.insert(link.name, now);
         }
-        self.in_force = in_force;
+        self.wiring = wiring;
     }
 
     /// Which program belongs where. The guards first: from then on nothing slips out.

@@ -18,7 +18,7 @@ use crate::{
     identity::Identity,
     model::Objects,
     plan::{self, Plan, Policy},
-    reconcile::{attachments::Place, xdp::InForce},
+    reconcile::{attachments::Place, wiring::InForce},
 };
 
 /// The agent's own word. Counters are not in it: they are read from the maps.

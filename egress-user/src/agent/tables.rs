@@ -26,6 +26,7 @@ use crate::{
     reconcile::{
         addresses::EgressAddress,
         maps::{Desired, Dropped, Limits, Masquerade, Tenant, Uplink},
+        wiring::Wiring,
     },
 };
 
@@ -35,6 +36,7 @@ pub struct Node<'a> {
     pub objects: &'a Objects,
     pub identity: &'a Identity,
     pub uplinks: &'a Uplinks,
+    pub wiring: &'a Wiring,
     pub devices: &'a Devices,
     pub ovs: Option<&'a ovs::Facts>,
     /// Of cached next hops; it outlives an agent.
@@ -78,7 +80,7 @@ pub fn networks(
 /// # Errors
 /// As [`networks`].
 pub fn config(node: &Node<'_>) -> Result<Config> {
-    let Node { config, objects, identity, uplinks, devices, .. } = node;
+    let Node { config, objects, identity, uplinks, wiring, devices, .. } = node;
     let (cluster, service) = networks(config, objects, uplinks)?;
     let count = cluster.len() + service.len();
     let mut networks = [Network::zeroed(); MAX_NETWORKS];
@@ -102,13 +104,13 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
             DataPath::Tunnel => data_path::TUNNEL,
             DataPath::Auto | DataPath::Tc | DataPath::Xdp => data_path::TC,
         },
-        xdp_redirect: u8::from(identity.uplink.is_veth()),
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
         unwrap_gso: u8::from(all_veth),
         stamp: node.stamp,
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
         uplink: identity.uplink.index,
+        wire: wiring.wires.get(&identity.uplink.name).copied().unwrap_or_default(),
         // Outer IPv4, UDP and VXLAN headers, and the inner link-layer header.
         tunnel_mtu: identity.uplink.mtu.saturating_sub(50),
         next_hop_generation: node.generation.max(1),
@@ -137,11 +139,16 @@ const NOWHERE: Network = Network { address: 1, mask: 0 };
 
 /// How pods without a policy leave, if they do; all of them together hold half of the flow table at
 /// most, lest they take the tenants' room.
-pub fn masquerade(config: &AgentConfig, identity: &Identity) -> Option<Masquerade> {
+pub fn masquerade(
+    config: &AgentConfig,
+    identity: &Identity,
+    wiring: &Wiring,
+) -> Option<Masquerade> {
     let Link { index, mtu, .. } = identity.uplink;
+    let wire = wiring.wires.get(&identity.uplink.name).copied().unwrap_or_default();
     config.masquerade.then_some(Masquerade {
         address: identity.ip,
-        uplink: Uplink { index, mtu },
+        uplink: Uplink { index, mtu, wire },
         limits: Limits { flows: (config.flows.max / 2).max(1), new_flows: 0 },
     })
 }
@@ -170,8 +177,7 @@ pub fn layout(config: &AgentConfig, ovs: Option<&ovs::Facts>) -> Layout {
 pub fn desired(
     plan: &Plan,
     objects: &Objects,
-    identity: &Identity,
-    uplinks: &Uplinks,
+    (identity, uplinks, wiring): (&Identity, &Uplinks, &Wiring),
     config: &AgentConfig,
 ) -> Desired {
     let links = || {
@@ -180,7 +186,8 @@ pub fn desired(
     };
     let uplink = |name: &str| {
         let Link { index, mtu, .. } = links().find(|link| link.name == name)?;
-        Some(Uplink { index: *index, mtu: *mtu })
+        let wire = wiring.wires.get(name).copied().unwrap_or_default();
+        Some(Uplink { index: *index, mtu: *mtu, wire })
     };
     let here: BTreeMap<Ipv4Addr, Uplink> = plan
         .addresses

@@ -20,7 +20,7 @@ use crate::{
         status::{Status, Told, Uplink},
     },
     bpf::{self, Maps},
-    reconcile::xdp::InForce,
+    reconcile::wiring::InForce,
 };
 
 #[derive(Debug, clap::Args)]

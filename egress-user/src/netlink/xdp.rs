@@ -67,21 +67,43 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Generic netlink's own family.
 const CONTROL: u16 = 16;
 const NLMSG_ERROR: u16 = 2;
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 1 << 15;
 const HEADERS: usize = 16 + 4;
 
 /// What the driver of a link can do, asked in this thread's network namespace.
 pub fn features(link: u32) -> Result<Features> {
     let what = || format!("ask what link number {link} can do with XDP");
-    let socket =
-        Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_GENERIC)))
-            .with_context(what)?;
-    socket.set_read_timeout(Some(PATIENCE)).with_context(what)?;
+    let socket = generic_socket().with_context(what)?;
     // CTRL_CMD_GETFAMILY by CTRL_ATTR_FAMILY_NAME; the answer is CTRL_ATTR_FAMILY_ID.
     let family = ask(&socket, CONTROL, 3, (2, b"netdev\0"), 1).with_context(what)?;
     let family = u16::from_ne_bytes(first(&family).with_context(what)?);
     // NETDEV_CMD_DEV_GET by NETDEV_A_DEV_IFINDEX; the answer is NETDEV_A_DEV_XDP_FEATURES.
     let bits = ask(&socket, family, 1, (1, &link.to_ne_bytes()), 3).with_context(what)?;
     Ok(Features(u64::from_ne_bytes(first(&bits).with_context(what)?)))
+}
+
+/// Whether a link's driver takes a VLAN's tag out of a frame before a program on XDP sees it, asked
+/// in this thread's network namespace (`Documentation/netlink/specs/ethtool.yaml`).
+pub fn strips_tags(link: u32) -> Result<bool> {
+    let what = || format!("ask for the features of link number {link}");
+    let socket = generic_socket().with_context(what)?;
+    let family = ask(&socket, CONTROL, 3, (2, b"ethtool\0"), 1).with_context(what)?;
+    let family = u16::from_ne_bytes(first(&family).with_context(what)?);
+    // ETHTOOL_A_HEADER_DEV_INDEX in ETHTOOL_A_FEATURES_HEADER; ETHTOOL_MSG_FEATURES_GET; the answer
+    // is ETHTOOL_A_FEATURES_ACTIVE, with the name of each feature that is on.
+    let header = [8_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat();
+    let header = [header, link.to_ne_bytes().to_vec()].concat();
+    let active = ask(&socket, family, 11, (NESTED | 1, &header), NESTED | 4).with_context(what)?;
+    let name = b"rx-vlan-hw-parse\0";
+    Ok(active.windows(name.len()).any(|window| window == name))
+}
+
+fn generic_socket() -> Result<Socket> {
+    let protocol = Some(Protocol::from(NETLINK_GENERIC));
+    let socket = Socket::new(Domain::from(AF_NETLINK), Type::RAW, protocol)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 /// One command with one attribute; the value of one attribute of the answer.
@@ -105,7 +127,7 @@ fn ask(
     request.extend(value);
     request.resize(HEADERS + 4 + padded, 0);
     socket.send(&request)?;
-    let mut answer = vec![0; 8192];
+    let mut answer = vec![0; 32 << 10];
     let length = socket.read(&mut answer)?;
     answer.truncate(length);
     let kind = u16::from_ne_bytes(first(answer.get(4..).unwrap_or_default())?);

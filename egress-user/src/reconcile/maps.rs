@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use egress_common::abi::{
-    Config, NO_SLOT, NO_VNID, NodeHop, Slot, SlotCounters, UsageRecord, action,
+    Arrival, Config, NO_SLOT, NO_VNID, NodeHop, Slot, SlotCounters, UsageRecord, Wire, action,
 };
 
 use crate::{
@@ -46,6 +46,7 @@ pub struct Uplink {
     pub index: u32,
     /// Bytes, from the IPv4 header on.
     pub mtu: u32,
+    pub wire: Wire,
 }
 
 /// How pods without a policy leave.
@@ -88,6 +89,7 @@ impl Tenant {
                 egress_ip: egress_ip.octets(),
                 uplink: uplink.index,
                 mtu: uplink.mtu,
+                wire: uplink.wire,
                 max_flows: limits.flows,
                 max_new_flows: limits.new_flows,
                 action: action::SNAT,
@@ -135,6 +137,25 @@ pub fn reconcile(maps: &mut Maps, desired: &Desired) -> Result<Dropped> {
     let no_room = reconcile_policies(maps, &policies)?;
     reconcile_egress_ips(maps)?;
     Ok(Dropped { no_room, unread })
+}
+
+/// Where frames of further uplinks come from on XDP, and whose they are.
+pub fn reconcile_arrivals(maps: &mut Maps, desired: &BTreeMap<Arrival, u32>) -> Result<()> {
+    let observed: BTreeMap<Arrival, u32> = maps
+        .arrivals
+        .iter()
+        .map(|entry| entry.map(|(arrival, link)| (arrival.0, link)))
+        .collect::<Result<_, _>>()
+        .context("read the map arrivals")?;
+    for arrival in observed.keys().filter(|arrival| !desired.contains_key(arrival)) {
+        maps.arrivals.remove(&Plain(*arrival)).context("remove from the map arrivals")?;
+    }
+    for (arrival, link) in desired {
+        if observed.get(arrival) != Some(link) {
+            maps.arrivals.insert(Plain(*arrival), link, 0).context("fill the map arrivals")?;
+        }
+    }
+    Ok(())
 }
 
 fn reconcile_nodes(maps: &mut Maps, desired: &BTreeSet<Ipv4Addr>) -> Result<()> {

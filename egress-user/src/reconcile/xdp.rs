@@ -1,34 +1,22 @@
-//! Whether the uplink's hot path runs on XDP: looked at, and mended.
+//! Whether the uplinks' hot path runs on XDP: looked at, and mended. A VLAN's is on its device.
 //!
 //! The tc programs are attached in any case and share the tables, so nothing here interrupts a
 //! flow: what does not go by XDP goes by tc.
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use aya::programs::XdpMode;
-use serde::{Deserialize, Serialize};
 
+use super::wiring::{Device, InForce, Wiring};
 use crate::{
     bpf::DataPlane,
     condition::{Condition, Reason},
     config::DataPath,
     netlink::{
         Link, Netlink,
-        xdp::{Features, OnXdp, features},
+        xdp::{Features, OnXdp, features, strips_tags},
     },
 };
-
-/// The data path in force on the uplink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InForce {
-    /// `xdp`, `xdp-generic`, `tc` or `stack`.
-    pub path: String,
-    pub why: String,
-}
-
-impl InForce {
-    fn new(path: &str, why: impl Into<String>) -> Self {
-        Self { path: path.to_owned(), why: why.into() }
-    }
-}
 
 /// What the settings and the device come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,29 +46,72 @@ fn wish(wanted: DataPath, link: &Link, features: Features) -> Wish {
     }
 }
 
-/// What is in force on a further uplink, which XDP does not serve.
-pub fn further(wanted: DataPath) -> InForce {
-    match wanted {
-        DataPath::Stack => InForce::new("stack", "dataPath says stack"),
-        DataPath::Tunnel => InForce::new("tunnel", "dataPath says tunnel"),
-        _ => InForce::new("tc", "XDP serves the first uplink only"),
-    }
-}
-
-/// Attaches or detaches as the settings and the device say. What is asked for and cannot be had is
-/// a condition, and tc carries the traffic.
+/// Attaches or detaches as the settings and the devices say. What is asked for and cannot be had is
+/// a condition, and tc carries the traffic. `links`: the uplinks, the one of the tunnel first.
 pub async fn reconcile(
     data_plane: &mut DataPlane,
     netlink: &Netlink,
-    uplink: &Link,
+    links: &[Link],
+    wanted: DataPath,
+) -> (Wiring, Vec<Condition>) {
+    let mut conditions = Vec::new();
+    let mut devices = BTreeMap::new();
+    for link in links {
+        let device = link.device();
+        if devices.contains_key(&device.index) {
+            continue;
+        }
+        let tagged = links
+            .iter()
+            .any(|link| link.vlan.as_ref().is_some_and(|vlan| vlan.device.index == device.index));
+        let (in_force, condition) =
+            on_device(data_plane, netlink, device, tagged, wanted).await;
+        conditions.extend(condition);
+        // Who cannot be asked offers nothing. Asked only now: a driver may offer it to programs.
+        let features = features(device.index).unwrap_or_default();
+        devices.insert(device.index, Device { in_force, transmits: features.transmits() });
+    }
+    for name in data_plane.xdp_links() {
+        if !links.iter().any(|link| link.device().name == name)
+            && let Err(error) = data_plane.detach_xdp(&name)
+        {
+            conditions.push(Condition::new(
+                format!("Device/{name}"),
+                Reason::Failed,
+                format!("{error:#}"),
+            ));
+        }
+    }
+    let wiring = Wiring::of(links, &devices);
+    if wanted == DataPath::Xdp {
+        conditions.extend(wiring.lacking());
+    }
+    (wiring, conditions)
+}
+
+/// What is in force on a device. `tagged`: an uplink is a VLAN on it.
+async fn on_device(
+    data_plane: &mut DataPlane,
+    netlink: &Netlink,
+    device: &Link,
+    tagged: bool,
     wanted: DataPath,
 ) -> (InForce, Option<Condition>) {
-    let name = &uplink.name;
-    // Who cannot be asked offers nothing.
-    let wish = wish(wanted, uplink, features(uplink.index).unwrap_or_default());
+    let name = &device.name;
+    let wish = match wish(wanted, device, features(device.index).unwrap_or_default()) {
+        // Whoever cannot be asked is taken to do so.
+        Wish::Native | Wish::NativeOrGeneric
+            if tagged && strips_tags(device.index).unwrap_or(true) =>
+        {
+            let why = "it takes the VLANs' tags off before XDP sees them: switch that off \
+                       (ethtool -K DEVICE rxvlan off)";
+            if wanted == DataPath::Xdp { Wish::Refused(why) } else { Wish::Off(why) }
+        }
+        wish => wish,
+    };
     let mode = match wish {
         Wish::Native | Wish::NativeOrGeneric => {
-            attach(data_plane, netlink, uplink, wish == Wish::NativeOrGeneric).await
+            attach(data_plane, netlink, device, wish == Wish::NativeOrGeneric).await
         }
         Wish::Off(why) | Wish::Refused(why) => match data_plane.detach_xdp(name) {
             Ok(()) if matches!(wish, Wish::Refused(_)) => Err(anyhow::anyhow!(why)),

@@ -49,7 +49,8 @@ pub struct Second {
 /// Whether this kernel has VLAN devices.
 pub fn has_vlans() -> Result<bool> {
     let netns = Netns::alone("vlans")?;
-    Ok(netns.ip("link add link lo name vlan type vlan id 1").is_ok())
+    netns.ip("link add eth0 type veth peer name far")?;
+    Ok(netns.ip("link add link eth0 name eth0.1 type vlan id 1").is_ok())
 }
 
 impl Second {

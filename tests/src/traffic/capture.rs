@@ -45,6 +45,8 @@ pub struct Packet {
     pub destination: Ipv4Addr,
     /// IP protocol number.
     pub protocol: u8,
+    /// The type of service: DSCP and ECN.
+    pub tos: u8,
     /// Source and destination port of a first fragment of TCP, UDP or SCTP.
     pub ports: Option<(u16, u16)>,
     /// What follows the IP header, cut off at about 150 bytes.
@@ -72,6 +74,7 @@ impl Packet {
             source: address(12),
             destination: address(16),
             protocol,
+            tos: header[1],
             ports,
             payload: payload.to_vec(),
         })
