@@ -16,8 +16,8 @@ use core::ffi::c_void;
 use egress_common::{
     abi::{
         Arrival, Claim, Config, FragmentKey, FragmentOwner, MARKED_ONLY, MacWords, NodeHop,
-        OriginalFlow, OriginalKey, Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters, TICK_SHIFT,
-        Usage,
+        OriginalFlow, OriginalKey, Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters,
+        TICK_SHIFT, Usage,
     },
     crowd::Crowd,
     flow::Scratch,

@@ -41,7 +41,7 @@ pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32,
         said::DROP => Ok(act::DROP),
         said::TRANSLATE => {
             let translation = &scratch.translation;
-            // The payload of each segment stays as it is: datagrams would change their bounds.
+            // The payload of each segment stays as it is: who sent them chose their size.
             skb.adjust_room(-(OUTER_LEN as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
             skb.set_mark(mark(scratch.origin.vnid, config.masquerade_bit, layout(config)));
             skb.stamp(config.stamp);
@@ -59,7 +59,9 @@ pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32,
 #[inline(never)]
 fn recognise(skb: &Skb, config: &Config, scratch: &mut Scratch) -> u32 {
     skb.pull::<{ INNER + 40 }>();
-    if skb.gso_size() != 0 && config.unwrap_gso == 0 {
+    // Datagrams gathered into one packet would be taken for a tunnel's, from the mark that stays.
+    let unwraps = config.unwrap_gso == 1 && skb.bytes(INNER + 9) == Some([protocol::TCP]);
+    if skb.gso_size() != 0 && !unwraps {
         return said::PASS;
     }
     vxlan::recognise(&At::<0>(*skb), config, &mut scratch.origin)

@@ -23,7 +23,7 @@ use crate::{
     netlink::Netlink,
     ovs::{Ovs, watch::Watch},
     reconcile::{
-        announce::Schedule, flows, maps, masquerade, sources as source_maps, xdp::InForce,
+        announce::Schedule, flows, maps, masquerade, sources as source_maps, wiring::Wiring,
     },
     source::{files::Input, watch::Watched},
 };

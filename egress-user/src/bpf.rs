@@ -21,8 +21,8 @@ use aya::{
     util::KernelVersion,
 };
 use egress_common::abi::{
-    ABI_VERSION, Arrival, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord, Slot,
-    SlotCounters, UsageRecord,
+    ABI_VERSION, Arrival, Config, NodeHop, OriginalKey, OriginalRecord, ReplyKey, ReplyRecord,
+    Slot, SlotCounters, UsageRecord,
 };
 use egress_common::crowd::CROWD_WORDS;
 

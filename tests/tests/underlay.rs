@@ -131,7 +131,8 @@ fn marked(rig: &Rig, outer: u8, inner: u8, payload: &[u8]) -> Result<Vec<u8>> {
     let mut packet = udp((pod.ip.octets(), 40_000), (FAR.ip().octets(), FAR.port()), payload);
     packet.tos = inner;
     let mut frame = in_vxlan(pod.vnid, &packet.bytes());
-    frame[..12].copy_from_slice(&[mac_bytes(&rig.egress.mac)?, mac_bytes(&rig.source.mac)?].concat());
+    frame[..12]
+        .copy_from_slice(&[mac_bytes(&rig.egress.mac)?, mac_bytes(&rig.source.mac)?].concat());
     // The outer header's sum is of words: the low byte of the first one grows by the mark.
     let sum = u32::from(u16::from_be_bytes([frame[24], frame[25]]) ^ 0xffff) + u32::from(outer);
     frame[15] = outer;

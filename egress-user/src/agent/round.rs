@@ -73,7 +73,8 @@ impl Agent {
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
         let places = self.places();
         let Self { identity, uplinks, objects, wiring, .. } = self;
-        let status = Status::new(identity, uplinks, objects, plan, conditions, &places, &wiring.in_force);
+        let status =
+            Status::new(identity, uplinks, objects, plan, conditions, &places, &wiring.in_force);
         for condition in self.status.news(&status) {
             warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }

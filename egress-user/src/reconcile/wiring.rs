@@ -170,8 +170,7 @@ mod tests {
     fn between_two_devices_each_direction_needs_one_that_takes_frames() {
         let links = [link(2, "eth0", None), link(3, "eth1", None)];
         for (first, further) in [(true, true), (true, false), (false, true), (false, false)] {
-            let devices =
-                BTreeMap::from([(2, device("xdp", first)), (3, device("xdp", further))]);
+            let devices = BTreeMap::from([(2, device("xdp", first)), (3, device("xdp", further))]);
             let wiring = Wiring::of(&links, &devices);
             let send = if further { xdp_send::REDIRECT } else { xdp_send::NONE };
             assert_eq!(wiring.wires["eth1"].send, send);

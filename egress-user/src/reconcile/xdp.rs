@@ -64,8 +64,7 @@ pub async fn reconcile(
         let tagged = links
             .iter()
             .any(|link| link.vlan.as_ref().is_some_and(|vlan| vlan.device.index == device.index));
-        let (in_force, condition) =
-            on_device(data_plane, netlink, device, tagged, wanted).await;
+        let (in_force, condition) = on_device(data_plane, netlink, device, tagged, wanted).await;
         conditions.extend(condition);
         // Who cannot be asked offers nothing. Asked only now: a driver may offer it to programs.
         let features = features(device.index).unwrap_or_default();
