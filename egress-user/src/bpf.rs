@@ -158,7 +158,8 @@ impl DataPlane {
     }
 
     fn link_pin(&self, program: &str, interface: &str) -> PathBuf {
-        self.pins.join("links").join(format!("{program}-{interface}"))
+        // A bpffs keeps names with a dot for itself; no interface has a colon in its name.
+        self.pins.join("links").join(format!("{program}-{}", interface.replace('.', ":")))
     }
 
     /// The loaded object, for its log and for test runs of its programs.
@@ -259,7 +260,7 @@ impl DataPlane {
         let pins = fs::read_dir(self.pins.join("links")).into_iter().flatten().flatten();
         let names = pins.filter_map(|pin| pin.file_name().into_string().ok());
         let prefix = format!("{XDP}-");
-        names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect()
+        names.filter_map(|name| Some(name.strip_prefix(&prefix)?.replace(':', "."))).collect()
     }
 
     /// Hands on what the programs have logged.

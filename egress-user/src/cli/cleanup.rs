@@ -76,7 +76,7 @@ fn told(pins: &[PathBuf]) -> Vec<String> {
     let link = |pin: &PathBuf| {
         let name = pin.file_name()?.to_str()?;
         let (hook, interface) = name.split_once('-')?;
-        Some(format!("detached {hook} from {interface}"))
+        Some(format!("detached {hook} from {}", interface.replace(':', ".")))
     };
     let mut lines: Vec<String> = links.into_iter().filter_map(link).collect();
     if let Some(directory) = maps.first().and_then(|map| map.parent()) {
