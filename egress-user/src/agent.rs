@@ -21,7 +21,10 @@ use crate::{
     identity::Identity,
     model::Objects,
     netlink::Netlink,
-    ovs::{Ovs, watch::Watch},
+    ovs::{
+        Ovs,
+        watch::{Counts, Watch},
+    },
     reconcile::{
         announce::Schedule, flows, maps, masquerade, sources as source_maps, wiring::Wiring,
     },
@@ -82,8 +85,8 @@ struct Agent {
     ovs: Option<Ovs>,
     ovs_facts: Option<crate::ovs::Facts>,
     ovs_watch: Option<Watch>,
-    /// Flows of ours that the bridge is to hold.
-    ovs_held: Option<u32>,
+    /// What the bridge is to hold.
+    ovs_held: Option<Counts>,
     /// The pods that the bridge knows, and their VNIDs.
     bridged: BTreeMap<Ipv4Addr, u32>,
     /// By the name of the uplink.

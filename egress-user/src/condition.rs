@@ -24,6 +24,8 @@ pub enum Reason {
     NoAddress,
     /// A configured device does not exist.
     NoDevice,
+    /// nft is not installed, and something is less safe without it.
+    NoNftables,
     /// Open vSwitch is wanted, and is not there.
     NoOpenVSwitch,
     /// The maps have no room for it.
@@ -79,6 +81,7 @@ mod tests {
             NeedsRestart,
             NoAddress,
             NoDevice,
+            NoNftables,
             NoOpenVSwitch,
             NoRoom,
             NoRoute,

@@ -12,6 +12,7 @@ pub mod import;
 pub mod iptables;
 pub mod model;
 pub mod netlink;
+pub mod nft;
 pub mod ovs;
 pub mod plan;
 pub mod reconcile;

@@ -34,7 +34,7 @@ const TUNNEL: &str = "vxlan0";
 /// The table whose only flow carries OpenShift's rule version in a note.
 const NOTE_TABLE: u8 = 253;
 /// The table in which a pod's packets get their VNID.
-const POD_TABLE: u8 = 20;
+pub const POD_TABLE: u8 = 20;
 
 /// One bridge of one Open vSwitch instance.
 #[derive(Debug, Clone)]
@@ -181,7 +181,7 @@ impl Ovs {
         self.ofctl(&["bundle"], &["-"], bundle).await.map(drop)
     }
 
-    /// The desired flows' wake-up: see [`watch::Watch`].
+    /// The wake-up by flows with the cookie, and by pods: see [`watch::Watch`].
     pub fn watch(&self, cookie: u64) -> watch::Watch {
         watch::Watch::new(self.management_socket(), cookie)
     }

@@ -7,5 +7,6 @@ pub mod flows;
 pub mod maps;
 pub mod masquerade;
 pub mod sources;
+pub mod strays;
 pub mod wiring;
 pub mod xdp;

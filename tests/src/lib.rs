@@ -1,5 +1,6 @@
 //! The network-namespace topologies, traffic and faults that the tests, the demo and the rig share.
 pub mod bench;
+pub mod chaos;
 pub mod gateway;
 pub mod kernel_log;
 pub mod lone;

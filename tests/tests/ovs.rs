@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use egress_tests::ovs::OvsRig;
 use egress_tests::ovs::plan::{REMOTE, desired, group, plans};
+use egress_user::ovs::watch::Counts;
 use egress_user::ovs::{Layout, Ovs, Presence, text};
 use egress_user::reconcile::flows::{self, COOKIE, Change, ConflictKind, Desired, Outcome};
 use tokio::time::timeout;
@@ -32,7 +33,7 @@ async fn groups(ovs: &Ovs) -> Result<Vec<String>> {
 }
 
 /// Does what the agent does: waits until something is other than `expected`, then reconciles.
-async fn repair(ovs: &Ovs, desired: &Desired, expected: Option<u32>) -> Result<Outcome> {
+async fn repair(ovs: &Ovs, desired: &Desired, expected: Option<Counts>) -> Result<Outcome> {
     let mut watch = ovs.watch(COOKIE);
     timeout(REPAIR, watch.differs_from(expected)).await.context("nothing was noticed")?;
     flows::reconcile(ovs, desired).await
@@ -65,11 +66,11 @@ async fn a_bundle_is_read_back_equal_and_a_second_run_changes_nothing() -> Resul
             let ovs = node.bridge();
             let before = foreign(&ovs).await?;
             let first = flows::reconcile(&ovs, plan).await?;
-            assert_eq!((first.conflicts, first.held), (vec![], 1), "{layout:?}");
+            assert_eq!((first.conflicts, first.held.ours), (vec![], 1), "{layout:?}");
             assert_eq!(first.change.add_flows.len(), 1);
             let second = flows::reconcile(&ovs, plan).await?;
             assert_eq!((second.change, second.conflicts), (Change::default(), vec![]));
-            assert_eq!(ovs.watch(COOKIE).count().await?, 1);
+            assert_eq!(ovs.watch(COOKIE).count().await?, first.held);
             assert_eq!(foreign(&ovs).await?, before, "foreign flows are as they were");
             flows::cleanup(&ovs).await?;
             assert_eq!((ours(&ovs).await?, groups(&ovs).await?), (vec![], vec![]));
@@ -97,7 +98,7 @@ async fn the_flows_beside_a_drained_node_are_read_back_equal() -> Result<()> {
         &[&both, &fresh],
     );
     let first = flows::reconcile(&ovs, &plan).await?;
-    assert_eq!((first.conflicts, first.held), (vec![], 3));
+    assert_eq!((first.conflicts, first.held.ours), (vec![], 3));
     let second = flows::reconcile(&ovs, &plan).await?;
     assert_eq!(second.change, Change::default());
     Ok(())
@@ -141,7 +142,7 @@ async fn a_flush_is_noticed_and_repaired() -> Result<()> {
         rig.source.ovs.ofctl(flush[0], &flush[1..])?;
         assert_eq!(ours(&ovs).await?, Vec::<String>::new(), "{flush:?}");
         let repaired = repair(&ovs, &plan, Some(held)).await?;
-        assert_eq!(repaired.held, held);
+        assert_eq!(repaired.held.ours, held.ours);
         assert_eq!((ours(&ovs).await?, groups(&ovs).await?), whole, "after {flush:?}");
     }
     Ok(())
@@ -164,7 +165,7 @@ async fn a_restart_is_noticed_and_repaired() -> Result<()> {
     ensure!(error.contains("bridge br0") && error.contains("br0.mgmt"), "{error}");
 
     rig.source.restart_switch()?;
-    assert_eq!(timeout(REPAIR, watch.differs_from(None)).await?, Some(0));
+    assert_eq!(timeout(REPAIR, watch.differs_from(None)).await?, Some(Counts::default()));
     rig.settle()?;
     assert_eq!(flows::reconcile(&ovs, &plan).await?.held, held);
     assert_eq!((ours(&ovs).await?, groups(&ovs).await?), whole);
@@ -190,7 +191,7 @@ async fn an_egress_flow_of_openshift_is_a_conflict_and_stays() -> Result<()> {
     assert_eq!((conflict.vnid, conflict.kind), (Some(VNID), ConflictKind::SameMatch));
     assert_eq!(conflict.foreign, theirs);
     assert_eq!(foreign(&ovs).await?, before);
-    assert_eq!((outcome.held, ours(&ovs).await?), (1, vec![other.to_owned()]));
+    assert_eq!((outcome.held.ours, ours(&ovs).await?), (1, vec![other.to_owned()]));
     assert_eq!(ovs.watch(COOKIE).count().await?, outcome.held);
     Ok(())
 }
@@ -227,9 +228,9 @@ async fn five_thousand_groups_and_flows_fit_into_one_bundle_and_are_read_back() 
     };
     let (many, their_groups) = lines(1000..6000);
     let plan = Desired::parse(&many, &their_groups)?;
-    assert_eq!(flows::reconcile(&ovs, &plan).await?.held, 5000);
+    assert_eq!(flows::reconcile(&ovs, &plan).await?.held.ours, 5000);
     assert!(flows::reconcile(&ovs, &plan).await?.change.is_empty());
-    assert_eq!(ovs.watch(COOKIE).count().await?, 5000);
+    assert_eq!(ovs.watch(COOKIE).count().await?.ours, 5000);
     Ok(())
 }
 

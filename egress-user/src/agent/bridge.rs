@@ -1,11 +1,14 @@
 //! Open vSwitch's bridge: what it tells of itself, and our flows on it.
-use super::{Agent, failed};
+use std::collections::BTreeSet;
+
+use super::{Agent, failed, tables};
 use crate::{
     condition::{Condition, Reason},
     config::Enabled,
+    nft,
     ovs::Presence,
     plan::Plan,
-    reconcile::flows,
+    reconcile::{flows, strays},
 };
 
 impl Agent {
@@ -24,13 +27,10 @@ impl Agent {
         self.observe_pods(conditions).await;
     }
 
-    /// Where pods leave unmarked, those of tenants must be known. A bridge that does not answer has
-    /// the same pods as before.
+    /// What leaves the bridge by its owner's flows is told by its pod. A bridge that does not answer
+    /// has the same pods as before.
     async fn observe_pods(&mut self, conditions: &mut Vec<Condition>) {
         let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else { return };
-        if !self.config.masquerade {
-            return;
-        }
         match ovs.pods().await {
             Ok(pods) => self.bridged = pods,
             Err(error) => conditions.push(failed("Agent/ovs", &error)),
@@ -49,6 +49,7 @@ impl Agent {
         match done.await {
             Ok(outcome) => {
                 self.ovs_held = Some(outcome.held);
+                self.catch_strays(plan, conditions).await;
                 for conflict in outcome.conflicts {
                     let object = conflict
                         .vnid
@@ -64,6 +65,29 @@ impl Agent {
                 self.ovs_held = None;
                 conditions.push(failed("Agent/ovs", &error));
             }
+        }
+    }
+
+    /// What leaves the bridge by its owner's flows although its VNID has a policy.
+    async fn catch_strays(&self, plan: &Plan, conditions: &mut Vec<Condition>) {
+        let Some(gateway) = self.config.gateway.clone() else { return };
+        let vnids: BTreeSet<u32> = plan.policies.iter().map(|policy| policy.vnid).collect();
+        let of_policy = self.bridged.iter().filter(|(_, vnid)| vnids.contains(vnid));
+        let pods = of_policy.map(|(ip, _)| *ip).collect();
+        let done = async {
+            let (cluster, service) = tables::networks(&self.config, &self.objects, &self.uplinks)?;
+            let untouched = cluster.union(&service).copied().collect();
+            strays::reconcile(Some(&strays::Desired { gateway, pods, untouched })).await
+        };
+        match done.await {
+            Ok(_) => {}
+            Err(error) if nft::is_missing(&error) => conditions.push(Condition::new(
+                "Agent/strays",
+                Reason::NoNftables,
+                "while our flows are missing on the bridge, pods leave with the node's address: \
+                 install nftables",
+            )),
+            Err(error) => conditions.push(failed("Agent/strays", &error)),
         }
     }
 }

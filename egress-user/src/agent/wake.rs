@@ -12,7 +12,7 @@ use tokio::{
 use super::{Agent, Settings, failed, node, retry};
 use crate::{
     netlink::subscription::Subscription,
-    ovs::watch::Watch,
+    ovs::watch::{Counts, Watch},
     reconcile::maps,
     source::{files::Input, watch::Watched},
     sweep::sweep,
@@ -91,7 +91,7 @@ async fn sleep_until_some(wake: Option<Instant>) {
     }
 }
 
-async fn ovs_differs(watch: &mut Option<Watch>, held: Option<u32>) -> Option<u32> {
+async fn ovs_differs(watch: &mut Option<Watch>, held: Option<Counts>) -> Option<Counts> {
     match watch {
         Some(watch) => watch.differs_from(held).await,
         None => std::future::pending().await,

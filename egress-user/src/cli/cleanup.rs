@@ -15,7 +15,7 @@ use crate::{
     bpf,
     netlink::Netlink,
     ovs::{Ovs, Presence},
-    reconcile::{addresses, flows, masquerade},
+    reconcile::{addresses, flows, masquerade, strays},
 };
 
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,9 @@ async fn clean(args: &Args) -> Result<()> {
     }
     if masquerade::reconcile(None).await? {
         done.push("removed the nftables table ip egress".to_owned());
+    }
+    if strays::reconcile(None).await? {
+        done.push("removed the nftables table ip egress_strays".to_owned());
     }
     done.extend(told(&bpf::remove_pins(bpffs)?));
     StatusFile::new(run_dir).remove();

@@ -1,13 +1,16 @@
-//! Notices that the bridge no longer holds our flows, cheaply and within a fraction of a second.
+//! Notices that the bridge no longer holds our flows, or knows other pods, cheaply and within a
+//! fraction of a second.
 //!
 //! Owns one OpenFlow 1.3 connection to the bridge's management socket, on which it asks every
-//! [`PERIOD`] how many flows carry our cookie: 56 bytes there, 40 bytes back, answered from the
-//! switch's cookie index. Must not read or change flows; it only wakes the reconciler.
+//! [`PERIOD`] how many flows carry our cookie, and how many there are in the table that tells pods
+//! apart: 56 bytes there, 40 bytes back. Must not read or change flows; it only wakes the
+//! reconciler.
 //!
 //! Why not `ovs-ofctl monitor`: before Open vSwitch 2.16 it does not speak OpenFlow 1.3, and
 //! OpenShift's bridge speaks nothing else. Why not a process a poll: ten times the cost.
 //! Surprising: a foreign change of a group that leaves our flows in place is not noticed here,
-//! only by the periodic full resync; a deleted group is, because its flows go with it.
+//! only by the periodic full resync; a deleted group is, because its flows go with it. So is a pod
+//! that another one takes the place of between two questions.
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +18,8 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
+
+use super::POD_TABLE;
 
 /// Between two questions.
 pub const PERIOD: Duration = Duration::from_millis(200);
@@ -29,12 +34,23 @@ const ECHO_REPLY: u8 = 3;
 const MULTIPART_REQUEST: u8 = 18;
 const MULTIPART_REPLY: u8 = 19;
 const AGGREGATE: u16 = 2;
+/// OFPTT_ALL.
+const ALL_TABLES: u8 = 0xff;
 /// Length of every message's header.
 const HEADER: usize = 8;
 /// Where the number of flows stands in an aggregate reply's body.
 const FLOW_COUNT: usize = 24;
 
-/// The wake-up of one bridge and one cookie.
+/// What a bridge holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Flows with our cookie.
+    pub ours: u32,
+    /// Flows in the pods' table, whoever's they are.
+    pub of_pods: u32,
+}
+
+/// The wake-up of one bridge.
 #[derive(Debug)]
 pub struct Watch {
     socket: PathBuf,
@@ -48,13 +64,13 @@ impl Watch {
         Self { socket, cookie, connection: None }
     }
 
-    /// Returns as soon as the bridge holds another number of our flows than `expected`.
+    /// Returns as soon as the bridge holds other numbers of flows than `expected`.
     ///
-    /// `expected` is what the last reconciliation left: a number of flows, or none when the bridge
-    /// did not answer. So it returns at once if a change came before the call, a flush and a
-    /// restart return with the new number, and a bridge that comes back returns from none.
-    /// What it returns is the number now, or none when the bridge does not answer any more.
-    pub async fn differs_from(&mut self, expected: Option<u32>) -> Option<u32> {
+    /// `expected` is what the last reconciliation left, or none when the bridge did not answer. So
+    /// it returns at once if a change came before the call, a flush and a restart return with the
+    /// new numbers, and a bridge that comes back returns from none.
+    /// What it returns are the numbers now, or none when the bridge does not answer any more.
+    pub async fn differs_from(&mut self, expected: Option<Counts>) -> Option<Counts> {
         loop {
             let count = self.count().await.ok();
             if count != expected {
@@ -64,19 +80,20 @@ impl Watch {
         }
     }
 
-    /// How many flows carry the cookie now.
+    /// What the bridge holds now.
     ///
     /// # Errors
     /// The bridge does not answer; the connection is made anew at the next question.
-    pub async fn count(&mut self) -> Result<u32> {
+    pub async fn count(&mut self) -> Result<Counts> {
         let asked = timeout(DEADLINE, async {
             let mut stream = match self.connection.take() {
                 Some(stream) => stream,
                 None => connect(&self.socket).await?,
             };
-            let count = ask(&mut stream, self.cookie).await?;
+            let ours = ask(&mut stream, ALL_TABLES, (self.cookie, u64::MAX)).await?;
+            let of_pods = ask(&mut stream, POD_TABLE, (0, 0)).await?;
             self.connection = Some(stream);
-            anyhow::Ok(count)
+            anyhow::Ok(Counts { ours, of_pods })
         });
         asked
             .await
@@ -94,8 +111,9 @@ async fn connect(socket: &Path) -> Result<UnixStream> {
     Ok(stream)
 }
 
-async fn ask(stream: &mut UnixStream, cookie: u64) -> Result<u32> {
-    stream.write_all(&message(MULTIPART_REQUEST, &aggregate_of(cookie))).await?;
+/// How many flows are in the table with the cookie under its mask.
+async fn ask(stream: &mut UnixStream, table: u8, cookie: (u64, u64)) -> Result<u32> {
+    stream.write_all(&message(MULTIPART_REQUEST, &aggregate_of(table, cookie))).await?;
     loop {
         match read(stream).await? {
             (MULTIPART_REPLY, body) => return flow_count(&body),
@@ -115,16 +133,16 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// OFPMP_AGGREGATE (OpenFlow 1.3.5, 7.3.5.3): all tables, any port, any group, exactly this cookie.
-fn aggregate_of(cookie: u64) -> Vec<u8> {
+/// OFPMP_AGGREGATE (OpenFlow 1.3.5, 7.3.5.3): any port, any group.
+fn aggregate_of(table: u8, (cookie, mask): (u64, u64)) -> Vec<u8> {
     let mut body = Vec::with_capacity(48);
     body.extend(AGGREGATE.to_be_bytes());
     body.extend([0; 6]);
-    body.extend([0xff, 0, 0, 0]);
+    body.extend([table, 0, 0, 0]);
     body.extend([0xff; 8]);
     body.extend([0; 4]);
     body.extend(cookie.to_be_bytes());
-    body.extend(u64::MAX.to_be_bytes());
+    body.extend(mask.to_be_bytes());
     // An empty OXM match: type 1, length 4, padded to 8.
     body.extend([0, 1, 0, 4, 0, 0, 0, 0]);
     body
@@ -155,9 +173,11 @@ mod tests {
 
     #[test]
     fn the_question_has_the_length_and_cookie_of_the_standard() {
-        let bytes = message(MULTIPART_REQUEST, &aggregate_of(0x0102_0304_0506_0708));
+        let bytes =
+            message(MULTIPART_REQUEST, &aggregate_of(POD_TABLE, (0x0102_0304_0506_0708, u64::MAX)));
         assert_eq!(bytes.len(), 56);
         assert_eq!(bytes[..4], [4, 18, 0, 56]);
+        assert_eq!(bytes[16], 20);
         assert_eq!(bytes[32..40], [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(bytes[40..48], [0xff; 8]);
     }
@@ -173,7 +193,7 @@ mod tests {
             theirs.write_all(&message(MULTIPART_REPLY, &body)).await.unwrap();
             assert_eq!(read(&mut theirs).await.unwrap(), (ECHO_REPLY, b"ping".to_vec()));
         };
-        assert_eq!(tokio::join!(ask(&mut ours, 1), switch).0.unwrap(), 7);
+        assert_eq!(tokio::join!(ask(&mut ours, ALL_TABLES, (1, u64::MAX)), switch).0.unwrap(), 7);
     }
 
     #[tokio::test]
@@ -187,7 +207,7 @@ mod tests {
             let (mut ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(&sent).await.unwrap();
             theirs.shutdown().await.unwrap();
-            let error = ask(&mut ours, 1).await.unwrap_err().to_string();
+            let error = ask(&mut ours, ALL_TABLES, (1, u64::MAX)).await.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }
@@ -205,6 +225,6 @@ mod tests {
     #[tokio::test]
     async fn no_answer_differs_from_any_number() {
         let mut watch = Watch::new("/nonexistent/br0.mgmt".into(), 1);
-        assert_eq!(watch.differs_from(Some(0)).await, None);
+        assert_eq!(watch.differs_from(Some(Counts::default())).await, None);
     }
 }

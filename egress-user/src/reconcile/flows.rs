@@ -18,7 +18,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::diff;
 use crate::ovs::Ovs;
+use crate::ovs::POD_TABLE;
 use crate::ovs::text::{Flow, Group, Held};
+use crate::ovs::watch::Counts;
 
 /// Marks our flows: "egress01" in ASCII. Never change it, or old flows become foreign.
 pub const COOKIE: u64 = u64::from_be_bytes(*b"egress01");
@@ -81,8 +83,8 @@ pub struct Change {
 pub struct Outcome {
     pub change: Change,
     pub conflicts: Vec<Conflict>,
-    /// How many flows of ours the bridge holds after the change: what [`crate::ovs::watch::Watch`] expects.
-    pub held: u32,
+    /// What the bridge holds after the change: what [`crate::ovs::watch::Watch`] expects.
+    pub held: Counts,
 }
 
 impl Desired {
@@ -213,7 +215,9 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Outcome {
     change.remove_flows =
         flows.remove.into_iter().filter(|flow| !kept.contains(&flow.on)).cloned().collect();
     change.add_flows = flows.add.into_iter().cloned().collect();
-    let held = u32::try_from(possible.len()).unwrap_or(u32::MAX);
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let of_pods = observed.flows.iter().filter(|held| held.flow.on.table == POD_TABLE).count();
+    let held = Counts { ours: number(possible.len()), of_pods: number(of_pods) };
     Outcome {
         change,
         conflicts: conflicts.into_iter().map(|(_, conflict)| conflict).collect(),

@@ -1,5 +1,6 @@
 //! The pure part: what is to do for what was seen. The bridge is a list of lines here.
 use super::*;
+use crate::ovs::text::parse_flow_dump;
 
 const REMOTE: &str =
     "move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:10.0.0.2->tun_dst,output:1";
@@ -91,7 +92,7 @@ fn every_change_ends_in_the_desired_state_and_a_second_one_is_empty() {
             assert_eq!(now.groups.len(), 1 + to.groups.len(), "{change:?}");
             let second = difference(to, &now);
             assert_eq!((second.change, second.conflicts), (Change::default(), vec![]));
-            assert_eq!(second.held as usize, to.flows.len());
+            assert_eq!(second.held.ours as usize, to.flows.len());
         }
     }
 }
@@ -143,7 +144,7 @@ fn a_foreign_flow_of_the_same_match_is_a_conflict_and_is_not_replaced() {
 fn a_foreign_flow_that_does_the_same_is_told_apart() {
     let Outcome { change, conflicts, held } =
         difference(&desired(&[DROP], &[]), &bridge(&[], &[DROP], &[]));
-    assert_eq!((conflicts[0].kind, held), (ConflictKind::AlreadyThere, 0));
+    assert_eq!((conflicts[0].kind, held.ours), (ConflictKind::AlreadyThere, 0));
     assert!(change.is_empty(), "{change:?}");
     let grouped = difference(
         &desired(&[FLOW], &[group("10.0.0.2")]),
@@ -158,7 +159,7 @@ fn a_flow_of_ours_that_a_foreign_one_replaced_is_given_up() {
     let foreign = "table=101,priority=100,reg0=0x6f7936,actions=output:2";
     let Outcome { change, conflicts, held } =
         difference(&desired(&[DROP], &[]), &bridge(&[], &[foreign], &[]));
-    assert_eq!((conflicts[0].kind, held), (ConflictKind::SameMatch, 0));
+    assert_eq!((conflicts[0].kind, held.ours), (ConflictKind::SameMatch, 0));
     assert!(change.is_empty(), "{change:?}");
 }
 
@@ -166,7 +167,7 @@ fn a_flow_of_ours_that_a_foreign_one_replaced_is_given_up() {
 fn a_foreign_flow_that_only_overlaps_does_not_open_the_way_for_the_rest() {
     let Outcome { change, conflicts, held } =
         difference(&desired(&[FLOW], &[group("10.0.0.2")]), &bridge(&[], &[DROP], &[]));
-    assert_eq!((conflicts[0].kind, held), (ConflictKind::Overlap, 1));
+    assert_eq!((conflicts[0].kind, held.ours), (ConflictKind::Overlap, 1));
     assert_eq!(change.add_flows, [Flow::parse(FLOW).unwrap()]);
 }
 
@@ -177,7 +178,7 @@ fn a_group_that_a_foreign_flow_uses_is_never_touched_and_ours_drops() {
         &desired(&[FLOW], &[group("10.0.0.2")]),
         &bridge(&[], &[foreign], &[group("10.0.0.9")]),
     );
-    assert_eq!((conflicts[0].kind, held), (ConflictKind::Group, 1));
+    assert_eq!((conflicts[0].kind, held.ours), (ConflictKind::Group, 1));
     assert_eq!(conflicts[0].foreign, foreign);
     assert_eq!(
         change.bundle(),
@@ -211,4 +212,16 @@ fn a_plan_that_contradicts_itself_is_refused() {
     assert!(Desired::parse(&lines(&[FLOW]), &[]).is_err(), "no group");
     let twice = lines(&["reg0=1,actions=drop", "reg0=0x1,actions=output:2"]);
     assert!(Desired::parse(&twice, &[]).is_err(), "two flows of one match");
+}
+
+#[test]
+fn what_the_bridge_holds_is_ours_and_the_pods_table() {
+    let dump = "\
+ cookie=0x0, table=20, n_packets=7, priority=100,ip,in_port=5,nw_src=10.128.0.11 actions=load:0x6f7936->NXM_NX_REG0[],goto_table:21
+ cookie=0x0, table=25, n_packets=7, priority=100,ip,nw_src=10.128.0.13 actions=load:0x7->NXM_NX_REG0[],goto_table:30
+ cookie=0x0, table=20, n_packets=0, priority=0 actions=drop
+";
+    let observed = Observed::new(parse_flow_dump(dump).unwrap(), Vec::new());
+    let Outcome { held, .. } = difference(&desired(&[DROP], &[]), &observed);
+    assert_eq!(held, Counts { ours: 1, of_pods: 2 });
 }

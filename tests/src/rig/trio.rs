@@ -209,8 +209,7 @@ impl Trio {
             PodSite { node: SOURCE, name, namespace, vnid, address }
         });
         let node = ovs::Node::start(&site(source, SOURCE), &pods, prefix, rundir, switch)?;
-        let [first, second] = [0, 1].map(|place| site(&egress[place], EGRESS[place]));
-        node.settle(layout, &[&first, &second])?;
+        self.settle(&node, layout)?;
         for Node { gateway, gateway_mac, .. } in egress {
             // Nobody answers ARP for a gateway through this tunnel.
             node.netns.ip(&format!(
@@ -218,6 +217,22 @@ impl Trio {
             ))?;
         }
         Ok(node)
+    }
+
+    fn settle(&self, node: &ovs::Node, layout: Layout) -> Result<()> {
+        let [first, second] = [0, 1].map(|place| site(self.node(EGRESS[place]), EGRESS[place]));
+        node.settle(layout, &[&first, &second])?;
+        // The way out that is open to whatever our flows do not take.
+        let (out, uplink) = (self.outside[0].ip, ovs::Node::UPLINK);
+        node.netns.ip(&format!("route replace default via {out} dev {uplink}\n"))
+    }
+
+    /// What the owner of the source node's bridge does when it starts: see [`ovs::Node::settle`].
+    ///
+    /// # Errors
+    /// There is no Open vSwitch, or it complained.
+    pub fn settle_ovs(&self, layout: Layout) -> Result<()> {
+        self.settle(self.ovs().context("the source node has no Open vSwitch")?, layout)
     }
 
     /// Counts, on the ports of all nodes, what no tenant's packet may look like.
