@@ -8,7 +8,6 @@ use crate::{
     crowd::{self, NO_PORT},
     expiry::remaining,
     flow::{Context, Scratch, remove_reply_pair},
-    mapping,
     port::Candidates,
     reason::Reason,
     state::{self, Life},
@@ -58,12 +57,6 @@ pub fn lease<T: Tables>(
     let key = &scratch.key;
     let of_protocol = key.protocol();
     let picked_up = of_protocol == protocol::TCP && context.flags & tcp::SYN == 0;
-    let shares = scratch.shares;
-    // Who shares a port gets no other.
-    let port = if shares == 1 { scratch.lease.egress_port } else { key.pod_port };
-    if picked_up && port != key.pod_port {
-        return Err(Reason::NoFlow);
-    }
     let origin = scratch.origin;
     scratch.reply = ReplyFlow {
         pod: key.pod,
@@ -75,20 +68,26 @@ pub fn lease<T: Tables>(
         macs: turned(origin.macs).into(),
         tag: scratch.tag,
         life: Life::new(context.now, 0),
-        shares,
+        pad: 0,
         packets: 0.into(),
         bytes: 0.into(),
     };
     let mut candidates =
         Candidates::new(context.config, context.slot.vnid, of_protocol, scratch.tag);
-    scratch.lease = key.reply(context.slot.egress_ip, port);
-    if shares == 0 && !candidates.contains(port) {
+    scratch.lease = ReplyKey {
+        remote: key.remote,
+        egress_ip: context.slot.egress_ip,
+        remote_port: key.remote_port,
+        egress_port: key.pod_port,
+        protocol: u32::from(of_protocol),
+    };
+    if !candidates.contains(scratch.lease.egress_port) {
         if picked_up {
             return Err(Reason::NoFlow);
         }
         scratch.lease.egress_port = candidates.advance();
     }
-    let only = u32::from(picked_up || shares == 1 || !protocol::has_ports(of_protocol));
+    let only = u32::from(picked_up || !protocol::has_ports(of_protocol));
     scratch.search = Search { candidates, tries: 0, outcome: Outcome::Searching, only, word: 0 };
     tables.repeat::<Try>(TRIES, scratch);
     tables.count_tries(scratch.search.tries);
@@ -96,7 +95,6 @@ pub fn lease<T: Tables>(
         Outcome::Leased => Ok(()),
         Outcome::Full => Err(Reason::FlowTableFull),
         Outcome::Taken if picked_up => Err(Reason::NoFlow),
-        Outcome::Taken if shares == 1 => Err(Reason::PortsExhausted),
         Outcome::Taken => Err(Reason::ProtocolTaken),
         Outcome::Searching => Err(Reason::PortsExhausted),
     }
@@ -149,9 +147,6 @@ impl<T: Tables> Step<T> for Try {
 /// One port: free, or its holder's time is over.
 #[inline(always)]
 fn lease_port<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<(), InsertError> {
-    if scratch.lease.is_for_any_remote() {
-        mapping::end_last(tables, scratch);
-    }
     let Scratch { lease, reply, other, claim, .. } = scratch;
     let taken = match tables.insert_reply(lease, reply) {
         Err(InsertError::Taken) => tables.reply(lease),

@@ -17,7 +17,6 @@ pub mod fragment;
 pub mod icmp;
 pub mod lease;
 pub mod limit;
-pub mod mapping;
 pub mod mark;
 pub mod masquerade;
 pub mod nat;

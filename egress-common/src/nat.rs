@@ -2,18 +2,14 @@
 //!
 //! `Pass` is what is none of ours; what is ours and cannot be treated is an `Err(Reason)`: it is
 //! dropped and counted. The order of the questions is the contract's (docs/architecture.md).
-//! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's, unless
-//! the policy says otherwise ([`crate::mapping`]).
+//! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
 use crate::{
     abi::{Config, MacWords, NO_SLOT, NO_VNID, OriginalKey, ReplyKey, action, xdp_send},
     expiry::remaining,
-    flow::{
-        Context, Scratch, count, find_or_create, original_key, remove_reply_pair, still_allowed,
-        way_back,
-    },
-    fragment::{is_noted, is_too_big, later_original, later_reply, remember_owner},
+    flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
+    fragment::{is_too_big, later_original, later_reply, remember_owner},
     icmp::{original_error, reply_error},
-    mapping, masquerade,
+    masquerade,
     reason::Reason,
     rewrite::{Hop, Rewrite, Side, rewrite},
     state,
@@ -35,9 +31,6 @@ pub enum Verdict {
     Translate,
     /// The packet is dropped for a reason, and its sender is told: `scratch.answer`.
     Answer,
-    /// A fragment whose packet's first has not come: to be kept, and to arrive anew behind that one.
-    /// `scratch.fragment` is its packet.
-    Keep,
 }
 
 /// A rewrite and where the packet goes with it.
@@ -299,8 +292,6 @@ pub fn translate_reply<P: Packet, T: Tables>(
         Err(reason) if reason.is_no_flow() && scratch.ip.destination == config.node => {
             Ok(Verdict::Pass)
         }
-        // Behind no first fragment: nobody can say that it is not the node's.
-        Ok(Verdict::Keep) if scratch.ip.destination == config.node => Ok(Verdict::Pass),
         verdict => verdict,
     }
 }
@@ -338,15 +329,12 @@ fn come_back<P: Packet, T: Tables>(
             return Err(Reason::Fragment);
         }
         if kind == Kind::Later {
-            if !is_noted(tables, scratch) {
-                return Ok(Verdict::Keep);
-            }
             later_reply(tables, scratch)?;
             return Ok(Verdict::Translate);
         }
         if kind == Kind::Error {
             reply_error(packet, tables, scratch)?;
-            remember_owner(tables, scratch)?;
+            remember_owner(tables, scratch);
             return Ok(Verdict::Translate);
         }
     }
@@ -376,13 +364,9 @@ fn come_back<P: Packet, T: Tables>(
         scratch.answer = Answer::too_big(scratch.ip.destination, config.tunnel_mtu);
         return Ok(Verdict::Answer);
     }
-    if flow.life.see(now, scratch.transport.flags) && flow.shares == 1 {
-        let (key, port) = (original_key(&scratch.lease, flow), scratch.lease.egress_port);
-        // If it is held for another pod by now, the flow's next packet from its pod sees that.
-        mapping::keep(tables, now, &key, port, &mut scratch.other);
-    }
+    flow.life.see(now, scratch.transport.flags);
     count(&flow.packets, &flow.bytes, packet.length());
-    remember_owner(tables, scratch)?;
+    remember_owner(tables, scratch);
     let pod = (flow.pod, flow.pod_port);
     scratch.translation = Translation {
         rewrite: rewrite(&scratch.ip, &scratch.transport, Side::Destination, pod, hop),

@@ -4,7 +4,6 @@
 #![no_main]
 
 mod hooks;
-mod kept;
 mod log;
 mod maps;
 mod source;

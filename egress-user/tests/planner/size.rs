@@ -3,7 +3,7 @@ use std::{net::Ipv4Addr, time::Instant};
 
 use egress_common::mark::Layout;
 use egress_user::{
-    model::{HostSubnet, Mapping, NetNamespace, Object, Objects},
+    model::{HostSubnet, NetNamespace, Object, Objects},
     plan::{Action, Facts, Health, Mode, Previous, plan},
 };
 
@@ -35,8 +35,6 @@ fn objects() -> Objects {
             vnid: number + 1,
             egress_ips,
             unparsable: Vec::new(),
-            mapping: Mapping::default(),
-            bad_mapping: None,
         }));
     }
     objects

@@ -15,7 +15,6 @@ mod fragments;
 mod guard;
 mod lifetime;
 mod limits;
-mod mapping;
 mod masquerade;
 mod ports;
 mod protocols;
@@ -46,7 +45,6 @@ pub fn all() -> impl Iterator<Item = Story> {
         protocols::STORIES,
         fragments::STORIES,
         limits::STORIES,
-        mapping::STORIES,
         masquerade::STORIES,
     ]
     .into_iter()
@@ -95,12 +93,6 @@ impl dyn Gateway + '_ {
     fn remote_sends(&mut self, packet: &Datagram, expected: &Datagram) {
         let expected = expected.clone().ttl(packet.ttl - 1);
         same(self.arrive(&packet.bytes()), Outcome::Sent(expected.bytes()));
-    }
-
-    /// A fragment from outside is kept.
-    #[track_caller]
-    fn remote_is_kept(&mut self, packet: &Datagram) {
-        same(self.arrive(&packet.bytes()), Outcome::Kept);
     }
 
     /// A packet from outside is dropped.
