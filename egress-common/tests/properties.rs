@@ -1,32 +1,17 @@
 //! What holds for any traffic: flows are pairs, no address leaks, checksums are right.
 use egress_common::{
-    abi::{NO_VNID, PortRange, action},
-    port::step,
+    abi::{NO_VNID, action},
     testing::{
-        Gateway, Host, Outcome, checks,
+        Gateway, Host, Outcome,
+        events::{self, EGRESS_IPS, Event, address, happen, look, mend},
         gateway::{
             DROPPED, EGRESS_IP, NODE, NORMAL, OTHER_EGRESS_IP, OTHER_REMOTE, OTHER_TENANT, POD,
             REMOTE, SECOND_POD, TENANT,
         },
-        packet::{Datagram, checksum, echo, icmp, tcp, udp, udp_like},
+        packet::{Datagram, echo, icmp, tcp, udp, udp_like},
     },
-    wire::protocol,
 };
 use proptest::prelude::*;
-
-/// Something that happens to a gateway.
-#[derive(Debug, Clone)]
-enum Event {
-    FromPod(u32, Vec<u8>),
-    FromStack(u32, Vec<u8>),
-    FromOutside(Vec<u8>),
-    Rest(u32),
-    Policy(u32, u8, [u8; 4]),
-    /// Of the original's table, then the reply's.
-    Capacity(usize, usize),
-}
-
-const EGRESS_IPS: [[u8; 4]; 3] = [EGRESS_IP, OTHER_EGRESS_IP, [10, 0, 0, 42]];
 
 fn one_of<T: Copy + std::fmt::Debug + 'static>(values: &[T]) -> impl Strategy<Value = T> + use<T> {
     prop::sample::select(values.to_vec())
@@ -81,16 +66,6 @@ fn packet(
     })
 }
 
-/// Makes the header's checksum right, so that what is behind it is looked at.
-fn mend(bytes: &mut [u8]) {
-    let header = usize::from(bytes.first().map_or(0, |first| first & 15)) * 4;
-    if header >= 20 && bytes.len() >= header {
-        bytes[10..12].copy_from_slice(&[0, 0]);
-        let sum = checksum(&bytes[..header]);
-        bytes[10..12].copy_from_slice(&sum);
-    }
-}
-
 /// A packet, or an error about one that went the other way.
 fn anything(
     from: impl Strategy<Value = [u8; 4]> + Clone + 'static,
@@ -140,128 +115,6 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn address(packet: &[u8], at: usize) -> [u8; 4] {
-    packet[at..at + 4].try_into().expect("four bytes")
-}
-
-fn masquerades(host: &Host) -> bool {
-    host.tables.config.as_ref().expect("configured").masquerade_slot != 0
-}
-
-/// The tenant's egress IP, if it has one now; without a policy, the node's address at most.
-fn address_of(host: &Host, vnid: u32) -> Option<[u8; 4]> {
-    let Some(&index) = host.tables.policy.get(&vnid) else {
-        return masquerades(host).then_some(NODE);
-    };
-    let slot = &host.tables.slots[index as usize];
-    (slot.action == action::SNAT).then_some(slot.egress_ip)
-}
-
-/// No two tenants have the same address: the planner sees to that.
-fn is_free(host: &Host, vnid: u32, address: [u8; 4]) -> bool {
-    host.tables
-        .egress_ips
-        .get(&address)
-        .is_none_or(|&index| host.tables.slots[index as usize].vnid == vnid)
-}
-
-fn check_sent_outside(host: &Host, vnid: u32, before: &[u8], after: &[u8]) {
-    assert_eq!(Some(address(after, 12)), address_of(host, vnid), "the tenant's own address");
-    assert_eq!(address(after, 16), address(before, 16), "to where it was sent");
-    check_sums(before, after);
-    let is_first = u16::from_be_bytes([after[6], after[7]]) & 0x1fff == 0;
-    if is_first
-        && after[9] == protocol::ICMP
-        && [3, 11, 12].contains(&after[usize::from(after[0] & 15) * 4])
-    {
-        let inner = usize::from(after[0] & 15) * 4 + 8;
-        let quoted = address(after, inner + 16);
-        assert_eq!(Some(quoted), address_of(host, vnid), "quoted as it was received");
-    }
-}
-
-fn check_sums(before: &[u8], after: &[u8]) {
-    assert_eq!(before.len(), after.len(), "a translation keeps the length");
-    if checks::checksums(before).is_ok() {
-        assert_eq!(checks::checksums(after), Ok(()), "\n{before:02x?}\n{after:02x?}");
-    }
-}
-
-/// The answer to a packet that has just been sent reaches its pod.
-fn check_inverse(host: &mut Host, before: &[u8], after: &[u8], ttl: u8) {
-    let at = usize::from(after[0] & 15) * 4;
-    let is_fragment = u16::from_be_bytes([after[6], after[7]]) & 0x3fff != 0;
-    if !is_fragment && [protocol::TCP, protocol::UDP].contains(&after[9]) {
-        let port = |packet: &[u8], at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-        let remote = (address(after, 16), port(after, at + 2));
-        let egress = (address(after, 12), port(after, at));
-        let pod = (address(before, 12), port(before, at));
-        let (answer, expected) = if after[9] == protocol::TCP {
-            (tcp(remote, egress, 0x10), tcp(remote, pod, 0x10))
-        } else {
-            (udp(remote, egress, b"yes"), udp(remote, pod, b"yes"))
-        };
-        let expected = expected.ttl(ttl).bytes();
-        assert_eq!(host.arrive(&answer.bytes()), Outcome::Sent(expected), "the answer comes back");
-    }
-}
-
-fn happen(host: &mut Host, event: &Event) {
-    match event {
-        Event::FromPod(vnid, packet) => {
-            if let Outcome::Sent(after) = host.leave_pod(*vnid, packet) {
-                check_sent_outside(host, *vnid, packet, &after);
-                check_inverse(host, packet, &after, 63);
-            }
-        }
-        Event::FromStack(vnid, packet) => match host.leave_stack(*vnid, packet) {
-            Outcome::Sent(after) => {
-                check_sent_outside(host, *vnid, packet, &after);
-                // The stack takes its own one off.
-                check_inverse(host, packet, &after, 64);
-            }
-            Outcome::Passed => {
-                let to_cluster = |packet: &[u8]| {
-                    let config = host.tables.config.as_ref().expect("configured");
-                    config.is_untouched(address(packet, 16))
-                };
-                let is_pod = || {
-                    let config = host.tables.config.as_ref().expect("configured");
-                    config.is_pod(address(packet, 12))
-                };
-                let without_policy = !host.tables.policy.contains_key(vnid);
-                let may_pass = without_policy && !(masquerades(host) && is_pod());
-                let own = || Some(address(packet, 12)) == address_of(host, *vnid);
-                assert!(may_pass || to_cluster(packet) || own(), "{packet:02x?}");
-            }
-            Outcome::Dropped(_) => {}
-            Outcome::Answered(..) => panic!("behind the stack nothing is answered"),
-        },
-        Event::FromOutside(packet) => {
-            if let Outcome::Sent(after) = host.arrive(packet) {
-                check_sums(packet, &after);
-                assert_eq!(address(&after, 12), address(packet, 12), "from where it came");
-                let config = host.tables.config.as_ref().expect("configured");
-                assert!(config.is_pod(address(&after, 16)), "to a pod");
-                let slot = &host.tables.slots[host.scratch.translation.slot as usize];
-                assert_eq!(slot.action, action::SNAT, "of a tenant that may");
-                assert_eq!(slot.egress_ip, address(packet, 16), "whose address it is now");
-            }
-        }
-        Event::Rest(ticks) => host.rest(*ticks),
-        Event::Policy(vnid, action, address) => {
-            if ![NORMAL, NO_VNID].contains(vnid) && is_free(host, *vnid, *address) {
-                let address = if *action == action::SNAT { *address } else { [0; 4] };
-                host.set_policy(*vnid, *action, address);
-            }
-        }
-        Event::Capacity(original, reply) => {
-            host.tables.original_capacity.set(*original);
-            host.tables.reply_capacity.set(*reply);
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 4096, ..ProptestConfig::default() })]
 
@@ -271,34 +124,14 @@ proptest! {
     ) {
         let mut host = Host::default();
         if masquerade {
-            host.masquerade();
-            host.configure(&|config| {
-                let range = PortRange { from: 1024, count: 5 };
-                (config.masquerade_ports, config.masqueraded_ports) = (range, range);
-                config.masquerade_step = step(range.count);
-            });
+            events::masquerade(&mut host);
         }
         if narrow {
-            host.configure(&|config| {
-                (config.port_from, config.port_count) = (1024, 8);
-                config.port_step = step(8);
-            });
+            events::narrow(&mut host);
         }
         for event in &events {
             happen(&mut host, event);
-            // Panics where an entry has no partner or says another thing than its partner.
-            let flows = host.mappings();
-            for (vnid, index) in &host.tables.policy {
-                let held = flows.iter().filter(|flow| flow.vnid == *vnid).count();
-                let counted = host.tables.usage[*index as usize].flows.get();
-                prop_assert_eq!(held, counted as usize, "what a tenant holds is counted");
-            }
-            if masquerade {
-                let held = flows.iter().filter(|flow| flow.egress.0 == NODE).count();
-                let slot = host.tables.config.as_ref().expect("configured").masquerade_slot;
-                let counted = host.tables.usage[slot as usize].flows.get();
-                prop_assert_eq!(held, counted as usize, "what is masqueraded is counted");
-            }
+            look(&host);
         }
     }
 

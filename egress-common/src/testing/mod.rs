@@ -5,6 +5,7 @@
 //! ([`Host`]), or the programs in the kernel.
 mod apply;
 pub mod checks;
+pub mod events;
 pub mod gateway;
 mod host;
 pub mod packet;
