@@ -2,6 +2,7 @@
 //! `BPF_PROG_TEST_RUN`. No packet enters a device.
 //!
 //! Surprising: the kernel's clock cannot be set, so time passes by making every flow older.
+pub mod live;
 pub mod xdp;
 
 use std::{cell::RefCell, rc::Rc};
@@ -28,8 +29,8 @@ use egress_user::bpf::{DataPlane, Hook, Maps, Plain};
 
 /// Of the link layer's header, which the programs want to see and the stories do not.
 const ETH_LEN: usize = 14;
-/// A pod's address and the gateway's; which is of no meaning here.
-const ETHERNET: [u8; ETH_LEN] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+/// Of every frame; addresses are of no meaning to the programs.
+pub const ETHERNET: [u8; ETH_LEN] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
 /// Of `struct __sk_buff`, of which only the mark is filled in.
 const CONTEXT_LEN: usize = 192;
 const MARK_AT: usize = 8;

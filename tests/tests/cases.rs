@@ -2,6 +2,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
+use aya::programs::XdpMode;
 use egress_common::testing::{
     Gateway, checks,
     gateway::{EGRESS_IP, NODE, OTHER_EGRESS_IP, OTHER_TENANT, POD, REMOTE, TENANT},
@@ -13,6 +14,7 @@ use egress_tests::{
     netns::Netns,
     test_run::{
         Programs,
+        live::{Entry, Node},
         xdp::{Vlans, XdpGateway, action, in_vxlan},
     },
 };
@@ -91,6 +93,39 @@ fn a_drop_is_counted_for_its_tenant_whichever_way_it_went() -> Result<()> {
         assert_eq!((after.0 - before.0, after.1 - before.1), (4, 0));
         Ok(())
     })?
+}
+
+/// Tells all stories to programs that are attached, in real frames.
+fn told_live(entry: Entry, on_xdp: bool) -> Result<()> {
+    let node = Node::make()?;
+    let mounts = node.node.private_mounts()?;
+    node.node.run_in(&mounts, || -> Result<()> {
+        let mut programs = DataPlane::load(Path::new(BPFFS), SIZES)?;
+        if on_xdp {
+            programs.attach_xdp("ens18", XdpMode::Driver)?;
+        }
+        let gateways = node.gateways(programs, entry)?;
+        stories::tell(|| gateways.fresh().expect("a fresh gateway"));
+        Ok(())
+    })?
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_story_holds_for_frames_through_the_tunnel() -> Result<()> {
+    told_live(Entry::Tunnel, false)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_story_holds_for_frames_through_the_tunnel_on_xdp() -> Result<()> {
+    told_live(Entry::Tunnel, true)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_story_holds_for_frames_of_the_gateway_device() -> Result<()> {
+    told_live(Entry::Gateway, false)
 }
 
 /// As many as the issue of a gateway's robustness asks for.

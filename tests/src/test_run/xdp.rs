@@ -20,10 +20,10 @@ use nix::time::{ClockId, clock_gettime};
 use super::{ETH_LEN, ETHERNET, TestRunGateway};
 
 /// The node of the stories' pods.
-const SOURCE_NODE: [u8; 4] = [10, 0, 0, 3];
-const TUNNEL_MTU: u32 = 1450;
+pub const SOURCE_NODE: [u8; 4] = [10, 0, 0, 3];
+pub const TUNNEL_MTU: u32 = 1450;
 /// Before the inner frame.
-const OUTER_LEN: usize = ETH_LEN + 20 + 8 + 8;
+pub const OUTER_LEN: usize = ETH_LEN + 20 + 8 + 8;
 
 /// What the program returns (see `include/uapi/linux/bpf.h`).
 pub mod action {
@@ -38,6 +38,14 @@ pub mod action {
 pub struct Vlans {
     pub of_tunnel: u16,
     pub of_egress_ips: u16,
+}
+
+/// A tick to come: what was asked for then is never due, or stories that last would be told to tc
+/// alone.
+pub fn in_future() -> Result<u32> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    let now = (now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> TICK_SHIFT;
+    Ok(now as u32 + (1 << 20))
 }
 
 /// One story's gateway.
@@ -67,10 +75,7 @@ impl XdpGateway {
         let arrival = Arrival { device: DEVICE, vlan: of_egress_ips.into() };
         let arrivals = BTreeMap::from([(arrival, gateway.uplink)]);
         maps::reconcile_arrivals(&mut gateway.loaded.borrow_mut().maps, &arrivals)?;
-        // Asked for in the future: never due, or stories that last would be told to tc alone.
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
-        let now = (now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> TICK_SHIFT;
-        let hop = NodeHop { macs: [1, 2, 3], generation: 1, asked: now as u32 + (1 << 20) };
+        let hop = NodeHop { macs: [1, 2, 3], generation: 1, asked: in_future()? };
         gateway.loaded.borrow_mut().maps.nodes.insert(SOURCE_NODE, Plain(hop), 0)?;
         Ok(Self { on_tc: gateway, vlans })
     }
