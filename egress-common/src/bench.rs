@@ -12,6 +12,8 @@ use bytemuck::{Pod, Zeroable};
 pub const POD_BASE: u32 = u32::from_be_bytes([10, 130, 0, 0]);
 /// Egress IPs are `EGRESS_BASE` + number of the VNID: 100.96.0.0/11, half of the uplink's /10.
 pub const EGRESS_BASE: u32 = u32::from_be_bytes([100, 96, 0, 0]);
+/// A second egress IP of the same VNID, for a storm of changes: so much further on.
+pub const OTHER_EGRESS: u32 = 1 << 16;
 /// External hosts are 198.18.0.0/15, the block reserved for benchmarks (RFC 2544).
 pub const REMOTE_BASE: u32 = u32::from_be_bytes([198, 18, 0, 0]);
 /// The destination port of every original packet.
@@ -54,6 +56,20 @@ pub struct Shape {
     /// Nanoseconds from packet to packet; 0: as fast as they can be made.
     pub gap: u32,
     pub pad: u32,
+}
+
+/// What the checker makes of a frame: indices of its counts.
+pub mod judged {
+    /// A pod's packet, rightly translated, with its own port.
+    pub const ORIGINAL: u32 = 0;
+    /// The same with another port.
+    pub const EXCHANGED: u32 = 1;
+    /// A reply, rightly translated and encapsulated.
+    pub const REPLY: u32 = 2;
+    pub const WRONG: u32 = 3;
+    /// None of the generator's.
+    pub const OTHER: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// What the sink accepts: source address `& mask == network`, IPv4 and UDP; all else is "other".

@@ -18,8 +18,8 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use egress_common::bench::{
-    CAPTURE_LEN, CAPTURES, Capture, EGRESS_BASE, LATENCY_BUCKETS, PLAIN_HEADERS, Redirect, Shape,
-    SinkRule, VXLAN_HEADERS, VXLAN_OVERHEAD, flow, flow_number, mix, vnid,
+    CAPTURE_LEN, CAPTURES, Capture, EGRESS_BASE, LATENCY_BUCKETS, OTHER_EGRESS, PLAIN_HEADERS,
+    Redirect, Shape, SinkRule, VXLAN_HEADERS, VXLAN_OVERHEAD, flow, flow_number, judged, mix, vnid,
 };
 
 #[map]
@@ -42,6 +42,9 @@ static CAPTURED: Array<Capture> = Array::with_max_entries(CAPTURES, 0);
 static CAPTURE_COUNT: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static LATENCY: PerCpuArray<u64> = PerCpuArray::with_max_entries(LATENCY_BUCKETS, 0);
+/// By `egress_common::bench::judged`.
+#[map]
+static JUDGED: PerCpuArray<u64> = PerCpuArray::with_max_entries(judged::COUNT, 0);
 #[map]
 static REDIRECT: Array<Redirect> = Array::with_max_entries(1, 0);
 
@@ -259,6 +262,101 @@ fn capture(ctx: &XdpContext) {
             *count = number + 1;
         }
     }
+}
+
+/// Holds every frame against what the flow number in its payload says, and drops it; the end of the
+/// road of a storm.
+#[xdp]
+pub fn check(ctx: XdpContext) -> u32 {
+    let verdict = judge(&ctx).unwrap_or(judged::OTHER);
+    if let Some(count) = JUDGED.get_ptr_mut(verdict) {
+        // SAFETY: a per-CPU slot.
+        unsafe { *count += 1 };
+    }
+    if verdict == judged::WRONG {
+        capture(&ctx);
+    }
+    xdp_action::XDP_DROP
+}
+
+/// `None`: none of the generator's.
+#[inline(always)]
+fn judge(ctx: &XdpContext) -> Option<u32> {
+    let head = read::<2>(ctx, 12)?;
+    let protocol: *mut u8 = at(ctx, 23)?;
+    // SAFETY: `at` has checked the bounds.
+    if head[0] != 0x0800 || unsafe { *protocol } != 17 {
+        return None;
+    }
+    match read::<1>(ctx, 36)?[0] {
+        egress_common::bench::REMOTE_PORT => judge_packet::<0>(ctx, Side::Source),
+        4789 => judge_packet::<VXLAN_OVERHEAD>(ctx, Side::Destination),
+        _ => None,
+    }
+}
+
+/// Which end of a packet the gateway has translated.
+#[derive(PartialEq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+#[inline(always)]
+fn judge_packet<const BASE: usize>(ctx: &XdpContext, side: Side) -> Option<u32> {
+    let shape = SHAPE.get(0)?;
+    let ip = read::<10>(ctx, 14 + BASE)?;
+    // UDP's header and 6 bytes of payload.
+    let udp = read::<7>(ctx, 34 + BASE)?;
+    let number = u32::from(udp[4]) << 16 | u32::from(udp[5]);
+    let flow = flow(number, shape.vnid_first, shape.vnid_count);
+    let (source, destination) = (pair(ip[6], ip[7]), pair(ip[8], ip[9]));
+    let egress = EGRESS_BASE + flow.vnid_number;
+    let (remote, ends_right, port) = if side == Side::Source {
+        let mine = source == egress || source == egress + OTHER_EGRESS;
+        (destination, mine && udp[1] == egress_common::bench::REMOTE_PORT, udp[0])
+    } else {
+        let vni = read::<2>(ctx, BASE - 4)?;
+        let mine = destination == flow.pod && pair(vni[0], vni[1]) >> 8 == vnid(flow.vnid_number);
+        (source, mine && udp[0] == egress_common::bench::REMOTE_PORT, udp[1])
+    };
+    let pseudo = words(source) + words(destination) + 17 + u32::from(udp[2]);
+    let sums = fold(sum(&ip)) == 0 && fold(pseudo + sum(&udp)) == 0;
+    if remote != flow.remote || !ends_right || ip[4] >> 8 != 63 || !sums {
+        return Some(judged::WRONG);
+    }
+    let kept = port == flow.source_port;
+    Some(match (side, kept) {
+        (Side::Source, true) => judged::ORIGINAL,
+        (Side::Source, false) => judged::EXCHANGED,
+        (Side::Destination, true) => judged::REPLY,
+        // A pod's own port is no matter of choice.
+        (Side::Destination, false) => judged::WRONG,
+    })
+}
+
+/// `N` numbers of 16 bits at an even place.
+#[inline(always)]
+fn read<const N: usize>(ctx: &XdpContext, offset: usize) -> Option<[u16; N]> {
+    let place: *mut [u16; N] = at(ctx, offset)?;
+    // SAFETY: `at` has checked the bounds, and the place is even.
+    Some(unsafe { *place }.map(u16::from_be))
+}
+
+#[inline(always)]
+fn pair(high: u16, low: u16) -> u32 {
+    u32::from(high) << 16 | u32::from(low)
+}
+
+#[inline(always)]
+fn sum<const N: usize>(numbers: &[u16; N]) -> u32 {
+    let mut total = 0;
+    let mut index = 0;
+    while index < N {
+        total += u32::from(numbers[index]);
+        index += 1;
+    }
+    total
 }
 
 /// Reference: the cheapest possible forwarding on XDP.

@@ -5,7 +5,7 @@ use aya::{
     maps::{Array, MapData, PerCpuArray},
     programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
-use egress_common::bench::{Capture, LATENCY_BUCKETS, Redirect, Shape, SinkRule};
+use egress_common::bench::{Capture, LATENCY_BUCKETS, Redirect, Shape, SinkRule, judged};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-bench.o"));
 
@@ -13,6 +13,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Arrived {
     pub accepted: u64,
+    pub other: u64,
+}
+
+/// What the checker has made of all frames so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judged {
+    pub original: u64,
+    pub exchanged: u64,
+    pub reply: u64,
+    pub wrong: u64,
     pub other: u64,
 }
 
@@ -126,6 +136,20 @@ impl Object {
             Ok(map.get(&index, 0).context("read map ARRIVED")?.iter().sum())
         };
         Ok(Arrived { accepted: sum(0)?, other: sum(1)? })
+    }
+
+    pub fn judged(&mut self) -> Result<Judged> {
+        let map = self.per_cpu("JUDGED")?;
+        let sum = |index| -> Result<u64> {
+            Ok(map.get(&index, 0).context("read map JUDGED")?.iter().sum())
+        };
+        Ok(Judged {
+            original: sum(judged::ORIGINAL)?,
+            exchanged: sum(judged::EXCHANGED)?,
+            reply: sum(judged::REPLY)?,
+            wrong: sum(judged::WRONG)?,
+            other: sum(judged::OTHER)?,
+        })
     }
 
     /// The latency histogram, in the buckets of `egress_common::bench::latency_bucket`.
