@@ -7,8 +7,7 @@ use std::{cell::RefCell, net::Ipv4Addr, rc::Rc};
 
 use anyhow::{Context as _, Result};
 use egress_common::{
-    abi::{Config, NodeHop, Slot},
-    mark::{Layout, mark},
+    abi::{Config, NO_VNID, NodeHop, Slot},
     testing::{Gateway, Mapping, Outcome, checks, gateway::NODE, packet::icmp},
 };
 use egress_user::bpf::{DataPlane, Hook, Plain};
@@ -21,7 +20,7 @@ use super::{
 use crate::{
     lone,
     netns::{Netns, wait_until},
-    traffic::{PATIENCE, Wire},
+    traffic::{PATIENCE, RawSocket},
 };
 
 /// Who pings.
@@ -38,11 +37,11 @@ pub enum Entry {
 
 /// The ends of a node's devices.
 struct Wires {
-    uplink: Wire,
+    uplink: RawSocket,
     /// The far end of the gateway device.
-    pods: Wire,
+    pods: RawSocket,
     /// The node's own side of the uplink, where the stack sends.
-    stack: Wire,
+    stack: RawSocket,
     pings: u16,
 }
 
@@ -77,9 +76,9 @@ impl Node {
         programs.attach(Hook::GatewayIngress, "tun0")?;
         programs.attach(Hook::TunnelIngress, "vxlan_sys_4789")?;
         let wires = Wires {
-            uplink: Wire::open(&self.wires, "far")?,
-            pods: Wire::open(&self.node, "pods")?,
-            stack: Wire::open(&self.node, "ens18")?,
+            uplink: RawSocket::open(&self.wires, "far")?,
+            pods: RawSocket::open(&self.node, "pods")?,
+            stack: RawSocket::open(&self.node, "ens18")?,
             pings: 0,
         };
         let programs = Programs::new(programs, if_nametoindex("ens18")?)?;
@@ -185,17 +184,14 @@ impl LiveGateway {
             (Some(out), Some(reason)) => Outcome::Answered(reason, out),
         })
     }
-
-    fn mark(&self, vnid: u32) -> u32 {
-        mark(vnid, self.tables.config.masquerade_bit, Layout::New)
-    }
 }
 
 impl Gateway for LiveGateway {
     fn leave_pod(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
         let put_in = |wires: &Wires| match self.entry {
-            Entry::Tunnel => wires.uplink.send(&in_vxlan(vnid, packet)),
-            Entry::Gateway => wires.pods.send_marked(&framed(packet), self.mark(vnid)),
+            // Nothing without a VNID comes through the tunnel.
+            Entry::Tunnel if vnid != NO_VNID => wires.uplink.send(&in_vxlan(vnid, packet)),
+            _ => wires.pods.send_marked(&framed(packet), self.tables.mark(vnid)),
         };
         self.outcome(packet, put_in).context("a pod's packet").expect("a packet is sent")
     }
@@ -206,7 +202,8 @@ impl Gateway for LiveGateway {
     }
 
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
-        let put_in = |wires: &Wires| wires.stack.send_marked(&framed(packet), self.mark(vnid));
+        let put_in =
+            |wires: &Wires| wires.stack.send_marked(&framed(packet), self.tables.mark(vnid));
         self.outcome(packet, put_in).context("the stack's packet").expect("a packet is sent")
     }
 
@@ -220,6 +217,14 @@ impl Gateway for LiveGateway {
 
     fn set_policy(&mut self, vnid: u32, action: u8, egress_ip: [u8; 4]) {
         self.tables.set_policy(vnid, action, egress_ip);
+    }
+
+    fn masquerade(&mut self) {
+        self.tables.masquerade();
+    }
+
+    fn set_pod(&mut self, address: [u8; 4], value: u32) {
+        self.tables.set_pod(address, value);
     }
 
     fn change_slot(&mut self, vnid: u32, change: &dyn Fn(&mut Slot)) {

@@ -10,7 +10,6 @@ mod pattern;
 mod raw;
 mod tcp;
 mod udp;
-mod wire;
 
 use std::time::Duration;
 
@@ -19,7 +18,6 @@ pub use icmp::ping;
 pub use raw::RawSocket;
 pub use tcp::{Download, TcpServer, exchange_many, tcp_exchange};
 pub use udp::{UdpServer, udp_exchange};
-pub use wire::Wire;
 
 /// How long a client waits for the other side before it gives up.
 pub const PATIENCE: Duration = Duration::from_secs(5);
