@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, PerCpuArray};
 use egress_common::{
-    abi::{Config, NodeHop, Slot, action},
+    abi::{Config, NodeHop, Slot, Wire, action, xdp_send},
     bench::{Capture, EGRESS_BASE, OTHER_EGRESS, vnid},
     testing::gateway::config,
 };
@@ -162,7 +162,7 @@ fn load(on_xdp: bool) -> Result<DataPlane> {
         uplink,
         tunnel: if_nametoindex("vxlan_sys_4789")?,
         tunnel_mtu: 1450,
-        xdp_redirect: 1,
+        wire: wire(uplink),
         unwrap_gso: 1,
         udp: REST,
         places: 2 * CAPACITY,
@@ -186,12 +186,17 @@ fn load(on_xdp: bool) -> Result<DataPlane> {
     Ok(programs)
 }
 
+fn wire(device: u32) -> Wire {
+    Wire { device, vlan: 0, send: xdp_send::REDIRECT, pad: 0 }
+}
+
 fn slot(number: u32, uplink: u32, other: bool) -> Slot {
     let egress_ip = EGRESS_BASE + number + if other { OTHER_EGRESS } else { 0 };
     Slot {
         vnid: vnid(number),
         egress_ip: egress_ip.to_be_bytes(),
         uplink,
+        wire: wire(uplink),
         action: action::SNAT,
         ..bytemuck::Zeroable::zeroed()
     }

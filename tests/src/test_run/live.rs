@@ -7,8 +7,12 @@ use std::{cell::RefCell, net::Ipv4Addr, rc::Rc};
 
 use anyhow::{Context as _, Result};
 use egress_common::{
-    abi::{Config, NO_VNID, NodeHop, Slot},
-    testing::{Gateway, Mapping, Outcome, checks, gateway::NODE, packet::icmp},
+    abi::{Config, NO_VNID, NodeHop, Slot, Wire, xdp_send},
+    testing::{
+        Gateway, Mapping, Outcome, checks,
+        gateway::{NODE, POLICIES},
+        packet::icmp,
+    },
 };
 use egress_user::bpf::{DataPlane, Hook, Plain};
 use nix::net::if_::if_nametoindex;
@@ -97,14 +101,20 @@ impl Gateways {
     /// A gateway without flows.
     pub fn fresh(&self) -> Result<LiveGateway> {
         let mut tables = self.programs.fresh()?;
+        let uplink = if_nametoindex("ens18")?;
+        let wire = Wire { device: uplink, vlan: 0, send: xdp_send::REDIRECT, pad: 0 };
         tables.enter(Config {
             tunnel: if_nametoindex("vxlan_sys_4789")?,
             gateway: if_nametoindex("tun0")?,
-            uplink: if_nametoindex("ens18")?,
+            uplink,
             tunnel_mtu: TUNNEL_MTU,
-            xdp_redirect: 1,
+            wire,
             ..tables.config
         })?;
+        tables.wire_out = wire;
+        for (vnid, action, egress_ip) in POLICIES {
+            tables.set_policy(vnid, action, egress_ip);
+        }
         let hop = NodeHop { macs: [1, 2, 3], generation: 1, asked: in_future()? };
         tables.loaded.borrow_mut().maps.nodes.insert(SOURCE_NODE, Plain(hop), 0)?;
         Ok(LiveGateway { tables, wires: self.wires.clone(), entry: self.entry })
