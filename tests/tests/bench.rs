@@ -38,6 +38,13 @@ fn row(workload: Workload, variant: impl Variant + Clone + 'static) -> Row {
     rows.remove(0)
 }
 
+/// As [`row`], of a variant that is right: where a busy machine lost packets, it is measured again.
+fn right_row<V: Variant + Clone + 'static>(workload: &Workload, variant: &V) -> Row {
+    let lossy = |row: &Row| row.void.as_deref().is_some_and(|why| why.contains("lost "));
+    let measure = || row(workload.clone(), variant.clone());
+    (0..5).map(|_| measure()).find(|row| !lossy(row)).unwrap_or_else(measure)
+}
+
 fn established(entry: Entry) -> Workload {
     Workload::new("established", entry, Flows::Established(100), 2)
 }
@@ -222,11 +229,16 @@ fn a_variant_that_does_not_start_is_void_with_its_reason() {
 #[test]
 #[ignore = "needs root"]
 fn every_workload_of_the_grid_can_be_carried() {
-    let _core = measuring_core();
-    net::sandbox().unwrap();
-    let catalogue = || -> Vec<Box<dyn Variant>> { vec![Box::new(NftMap)] };
-    let rows = campaign::run(&Level::Full.workloads(), catalogue, SMALL, 1).unwrap();
-    for row in rows {
+    let rows = {
+        let _core = measuring_core();
+        net::sandbox().unwrap();
+        let catalogue = || -> Vec<Box<dyn Variant>> { vec![Box::new(NftMap)] };
+        campaign::run(&Level::Full.workloads(), catalogue, SMALL, 1).unwrap()
+    };
+    for mut row in rows {
+        if row.void.as_deref().is_some_and(|why| why.contains("lost ")) {
+            row = right_row(&row.workload, &NftMap);
+        }
         let name = row.workload.name;
         match row.void {
             // Conntrack's size is the machine's, so a million flows may not fit.
@@ -242,7 +254,7 @@ fn every_workload_of_the_grid_can_be_carried() {
 #[ignore = "needs root"]
 fn at_a_fixed_rate_the_nodes_threads_are_what_costs() {
     let workload = established(Entry::Tunnel).paced(100_000);
-    let row = row(workload, Iptables::legacy());
+    let row = right_row(&workload, &Iptables::legacy());
     assert_eq!(row.void, None);
     for sample in row.samples {
         assert!(sample.ns > 100.0 && sample.ns < sample.wall_ns, "{sample:?}");
