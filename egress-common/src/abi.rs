@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;

@@ -24,6 +24,7 @@ pub mod nat;
 pub mod port;
 pub mod reason;
 pub mod rewrite;
+pub mod spread;
 pub mod state;
 pub mod tables;
 #[cfg(feature = "testing")]

@@ -1,25 +1,25 @@
 //! The source side, for a node without Open vSwitch: a tenant's packet goes from its pod's device
-//! through the tunnel to the node that hosts its egress IP; what comes back is let through to the
-//! pod.
+//! through the tunnel to a node that hosts an egress IP of it, each flow to its own; what comes back
+//! is let through to the pod.
 //!
 //! What is not sent on from here goes the way of the gateway device: translated where the egress IP
 //! lives on this node, dropped where the tenant has none. So a tenant with a policy never takes the
 //! node's normal way out.
 use aya_ebpf::{macros::map, maps::HashMap, programs::TcContext};
-use egress_common::{abi::Path, mark::mark, reason::Reason, tables::Tables};
+use egress_common::{abi::Path, mark::mark, reason::Reason, spread::EgressNodes, tables::Tables};
 
 use crate::{
     hooks,
     maps::{Maps, count_path, count_reason, vnid_of_pod},
-    tc::{Skb, act, layout},
+    tc::{At, Skb, act, layout},
 };
 
 /// Device that one tenant's pods are behind, to the tenant's VNID.
 #[map(name = "pod_devices")]
 static POD_DEVICES: HashMap<u32, u32> = HashMap::pinned(16384, 0);
-/// VNID to the node that hosts its egress IP, where that is another one.
+/// VNID to the nodes that host its egress IPs, where this one hosts none.
 #[map(name = "egress_nodes")]
-static EGRESS_NODES: HashMap<u32, [u8; 4]> = HashMap::pinned(65536, 0);
+static EGRESS_NODES: HashMap<u32, EgressNodes> = HashMap::pinned(65536, 0);
 
 /// Where the source address stands in a frame, and the destination address.
 const SOURCE: usize = 14 + 12;
@@ -56,7 +56,7 @@ fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
     if config.is_untouched(destination) || maps.policy(vnid).is_none() {
         return Ok(None);
     }
-    let Some(node) = egress_node(vnid) else {
+    let Some(nodes) = egress_nodes(vnid) else {
         // The gateway's program knows tenants by their mark.
         skb.set_mark(mark(vnid, config.masquerade_bit, layout(config)));
         return Ok(None);
@@ -67,6 +67,7 @@ fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
     if config.tunnel == 0 {
         return Err(Reason::NoRoute);
     }
+    let node = nodes.node_for(&At::<14>(*skb)).ok_or(Reason::Malformed)?;
     skb.set_tunnel(vnid, node)?;
     skb.set_mark(0);
     count_path(Path::Source);
@@ -79,7 +80,7 @@ fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
 pub fn tunnel_ingress(context: &TcContext) {
     let skb = Skb::new(context);
     if let Some((vnid, node)) = skb.tunnel_source()
-        && egress_node(vnid) == Some(node)
+        && egress_nodes(vnid).is_some_and(|nodes| nodes.contains(node))
     {
         skb.make_ours();
     }
@@ -92,7 +93,7 @@ fn vnid_of_device(ifindex: u32) -> Option<u32> {
 }
 
 #[inline(always)]
-fn egress_node(vnid: u32) -> Option<[u8; 4]> {
-    // SAFETY: the value is one word, read at once.
-    unsafe { EGRESS_NODES.get(vnid) }.copied()
+fn egress_nodes(vnid: u32) -> Option<&'static EgressNodes> {
+    // SAFETY: the element stays readable for the rest of the program, also when it is removed.
+    unsafe { EGRESS_NODES.get(vnid) }
 }

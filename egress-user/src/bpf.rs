@@ -39,7 +39,7 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// A map type of ours, as aya wants to see it: fixed size, no padding, any bits valid.
 #[repr(transparent)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plain<T>(pub T);
 
 // SAFETY: transparent, and bytemuck::Pod promises all that aya::Pod asks for.

@@ -34,6 +34,7 @@ pub struct AgentConfig {
     #[serde(deserialize_with = "masquerade_bit")]
     pub masquerade_bit: u8,
     pub compat: Compat,
+    pub affinity: Affinity,
     pub data_path: DataPath,
     pub flows: Flows,
     pub policies: Policies,
@@ -133,6 +134,18 @@ impl Compat {
             Self::New => Some(Layout::New),
         }
     }
+}
+
+/// What stays together where a tenant's packets can leave by several nodes. Without Open vSwitch on
+/// the source node: the groups of Open vSwitch spread flows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Affinity {
+    /// A flow; its node is the same as long as that is there.
+    #[default]
+    Flow,
+    /// All of a pod's flows.
+    Pod,
 }
 
 /// Where packets are translated.
@@ -253,6 +266,7 @@ impl Default for AgentConfig {
             service_networks: Vec::new(),
             masquerade_bit: 0,
             compat: Compat::default(),
+            affinity: Affinity::default(),
             data_path: DataPath::default(),
             flows: Flows::default(),
             policies: Policies::default(),

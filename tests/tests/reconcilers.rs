@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Result;
 use aya::programs::{SchedClassifier, TcAttachType};
+use egress_common::spread::EgressNodes;
 use egress_tests::netns::{Netns, wait_until};
 use egress_user::{
     bpf::{BPFFS, DataPlane, Hook, Sizes, pins},
@@ -87,16 +88,22 @@ fn programs_are_attached_once_and_a_missing_device_does_not_stop_the_others() ->
 fn the_source_sides_maps_are_written_once_and_follow() -> Result<()> {
     with_data_plane(|_| {
         let mut maps = Maps::open(&pins(Path::new(BPFFS)))?;
-        let node = Ipv4Addr::new(10, 0, 0, 2);
+        let to = |number| EgressNodes::of([[10, 0, 0, 2], [10, 0, 0, number]], false, 0);
         let mut desired = Desired {
             devices: BTreeMap::from([(7, 42), (8, 43)]),
             pods: BTreeMap::from([(Ipv4Addr::new(10, 128, 0, 11), 44)]),
-            egress_nodes: BTreeMap::from([(42, node), (44, node)]),
+            egress_nodes: BTreeMap::from([(42, to(3)), (44, to(3))]),
         };
         assert_eq!(sources::reconcile(&mut maps, &desired)?, 5);
         assert_eq!(sources::reconcile(&mut maps, &desired)?, 0, "the second run");
+        maps.forget();
+        assert_eq!(
+            sources::reconcile(&mut maps, &desired)?,
+            0,
+            "they do not hold what was written"
+        );
         desired.devices.remove(&7);
-        desired.egress_nodes.insert(42, Ipv4Addr::new(10, 0, 0, 4));
+        desired.egress_nodes.insert(42, to(4));
         assert_eq!(sources::reconcile(&mut maps, &desired)?, 2);
         assert_eq!(sources::reconcile(&mut maps, &Desired::default())?, 4);
         Ok(())

@@ -4,10 +4,15 @@ use std::{
     net::Ipv4Addr,
 };
 
-use egress_common::abi::MARKED_ONLY;
+use egress_common::{abi::MARKED_ONLY, spread::EgressNodes};
 
 use super::node::Devices;
-use crate::{config::AgentConfig, model::Objects, plan::Plan, reconcile::sources::Desired};
+use crate::{
+    config::{Affinity, AgentConfig},
+    model::Objects,
+    plan::{Plan, Policy},
+    reconcile::sources::Desired,
+};
 
 /// Whose pods are where, and where their packets go. `bridged` are the pods that the bridge knows:
 /// where pods without a policy leave unmarked, those of others must not.
@@ -27,13 +32,13 @@ pub fn desired(
     Desired {
         devices: devices.pods.iter().map(|(link, vnid)| (link.index, *vnid)).collect(),
         pods: marked_only.chain(configured).collect(),
-        egress_nodes: egress_nodes(plan, objects),
+        egress_nodes: egress_nodes(plan, objects, config.affinity),
     }
 }
 
-/// Of each VNID that leaves from another node: that of its first egress IP, as a number. One, so
-/// that a connection stays on its way; a VNID with an egress IP here leaves here.
-fn egress_nodes(plan: &Plan, objects: &Objects) -> BTreeMap<u32, Ipv4Addr> {
+/// Of each VNID that leaves from other nodes: those of all its usable egress IPs. A VNID with an
+/// egress IP here leaves here.
+fn egress_nodes(plan: &Plan, objects: &Objects, affinity: Affinity) -> BTreeMap<u32, EgressNodes> {
     let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
     let nodes: BTreeMap<Ipv4Addr, Ipv4Addr> = plan
         .assignments
@@ -43,15 +48,17 @@ fn egress_nodes(plan: &Plan, objects: &Objects) -> BTreeMap<u32, Ipv4Addr> {
             Some((assignment.egress_ip, node.host_ip))
         })
         .collect();
-    let elsewhere = |ips: &[Ipv4Addr]| ips.iter().all(|ip| !here.contains(ip));
-    plan.policies
-        .iter()
-        .filter(|policy| elsewhere(&policy.egress_ips))
-        .filter_map(|policy| {
-            let node = policy.egress_ips.iter().find_map(|ip| nodes.get(ip))?;
-            Some((policy.vnid, *node))
-        })
-        .collect()
+    let mut ways = BTreeMap::new();
+    for Policy { vnid, egress_ips, .. } in &plan.policies {
+        let hosts: BTreeSet<Ipv4Addr> =
+            egress_ips.iter().filter_map(|ip| nodes.get(ip)).copied().collect();
+        if hosts.is_empty() || egress_ips.iter().any(|ip| here.contains(ip)) {
+            continue;
+        }
+        let hosts = hosts.iter().map(Ipv4Addr::octets);
+        ways.insert(*vnid, EgressNodes::of(hosts, affinity == Affinity::Pod, *vnid));
+    }
+    ways
 }
 
 #[cfg(test)]
@@ -63,7 +70,7 @@ mod tests {
     };
 
     #[test]
-    fn a_vnid_goes_to_the_node_of_its_first_egress_ip_unless_it_has_one_here() {
+    fn a_vnid_goes_to_all_nodes_of_its_usable_egress_ips_unless_it_has_one_here() {
         let text = "\
 apiVersion: v1
 kind: List
@@ -76,18 +83,25 @@ items:
 ";
         let mut input = Input::default();
         input.add_text(text, "test").unwrap();
-        let nodes = |node: &str| {
+        let nodes = |node: &str, offline: &[u8]| {
+            let offline = offline.iter().map(|number| Ipv4Addr::new(10, 0, 0, *number)).collect();
             let plan = plan(
                 &input.objects,
                 &Facts::of(node),
-                &Health::default(),
+                &Health { offline },
                 &Previous::default(),
                 &Mode::default(),
             );
-            egress_nodes(&plan, &input.objects)
+            egress_nodes(&plan, &input.objects, Affinity::Flow)
         };
-        assert_eq!(nodes("c"), BTreeMap::from([(7, Ipv4Addr::new(10, 0, 0, 3))]));
-        assert_eq!(nodes("a"), BTreeMap::new());
+        let to = |numbers: &[u8]| {
+            let nodes = numbers.iter().map(|number| [10, 0, 0, *number]);
+            BTreeMap::from([(7, EgressNodes::of(nodes, false, 7))])
+        };
+        assert_eq!(nodes("c", &[]), to(&[3, 2]));
+        assert_eq!(nodes("c", &[2]), to(&[3]));
+        assert_eq!(nodes("c", &[2, 3]), BTreeMap::new());
+        assert_eq!(nodes("a", &[]), BTreeMap::new());
     }
 
     #[test]
