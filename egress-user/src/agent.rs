@@ -26,7 +26,10 @@ use crate::{
         watch::{Counts, Watch},
     },
     reconcile::{
-        announce::Schedule, flows, maps, masquerade, sources as source_maps, wiring::Wiring,
+        announce::Schedule,
+        flows::{self, follow::Follower},
+        maps, masquerade, sources as source_maps,
+        wiring::Wiring,
     },
     source::{files::Input, watch::Watched},
 };
@@ -49,6 +52,7 @@ mod wake;
 
 pub use wake::run;
 
+use facts::Plans;
 use lock::Lock;
 use node::Devices;
 use retry::Retry;
@@ -68,6 +72,7 @@ struct Agent {
     watched: Watched,
     config: AgentConfig,
     objects: Objects,
+    plans: Plans,
     /// Why the files as they are now cannot be taken over.
     unread: Option<Condition>,
     /// Changed settings that only a restart takes over.
@@ -81,10 +86,13 @@ struct Agent {
     attached: bool,
     wiring: Wiring,
     maps: Maps,
+    /// `None`: they are to be read.
+    maps_held: Option<maps::Held>,
     source_maps: source_maps::Maps,
     ovs: Option<Ovs>,
     ovs_facts: Option<crate::ovs::Facts>,
     ovs_watch: Option<Watch>,
+    ovs_follower: Follower,
     /// What the bridge is to hold.
     ovs_held: Option<Counts>,
     /// The pods that the bridge knows, and their VNIDs.
@@ -136,6 +144,7 @@ impl Agent {
             ovs_watch: ovs.as_ref().map(|ovs| ovs.watch(flows::COOKIE)),
             ovs,
             ovs_facts: None,
+            ovs_follower: Follower::default(),
             ovs_held: None,
             bridged: BTreeMap::new(),
             arp: BTreeMap::new(),
@@ -148,12 +157,14 @@ impl Agent {
             watched,
             config,
             objects: input.objects,
+            plans: Plans::default(),
             identity,
             devices,
             netlink,
             data_plane,
             wiring: Wiring::default(),
             maps,
+            maps_held: None,
             unread: None,
             waiting: None,
             attached: false,
@@ -174,8 +185,8 @@ impl Agent {
     /// gone must not let tenants out with the node's address. `egress cleanup` removes them too.
     pub(super) async fn leave(mut self) -> Result<()> {
         // What leaves by other nodes goes on; what would have left here is dropped at the bridge too.
-        let here = self.plan_without(&BTreeSet::new()).addresses;
-        let closed = self.plan_without(&here.iter().map(|address| address.ip).collect());
+        let here = self.plan_without(&BTreeSet::new());
+        let closed = self.plan_without(&here.addresses.iter().map(|address| address.ip).collect());
         let mut conditions = Vec::new();
         self.program_flows(&closed, &mut conditions).await;
         for condition in conditions {

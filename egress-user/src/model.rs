@@ -7,7 +7,10 @@
 //! Surprising: a bad egress IP makes a HostSubnet invalid as a whole (the node then hosts nothing),
 //! but not a NetNamespace: without its object the namespace would leave with the node's address, so
 //! the address is kept as `unparsable` and the planner drops the VNID.
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use egress_common::mark::MAX_VNID;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -289,15 +292,12 @@ fn host_subnet(document: HostSubnetDocument) -> Result<HostSubnet, String> {
     if host != name {
         return Err(format!("host: \"{host}\" must equal metadata.name \"{name}\""));
     }
-    let mut addresses = Vec::new();
-    for text in egress_ips.unwrap_or_default() {
-        let address = ipv4(&text).map_err(|error| format!("egressIPs: {error}"))?;
-        push_new(&mut addresses, address);
-    }
+    let addresses: Result<Vec<Ipv4Addr>, String> =
+        egress_ips.unwrap_or_default().iter().map(|text| ipv4(text)).collect();
     Ok(HostSubnet {
         host_ip: ipv4(&host_ip).map_err(|error| format!("hostIP: {error}"))?,
         subnet: subnet.parse().map_err(|error| format!("subnet: {error}"))?,
-        egress_ips: addresses,
+        egress_ips: unique(addresses.map_err(|error| format!("egressIPs: {error}"))?),
         egress_cidrs: egress_cidrs.unwrap_or_default(),
         draining,
         name,
@@ -320,7 +320,7 @@ fn net_namespace(document: NetNamespaceDocument) -> Result<NetNamespace, String>
     let mut unparsable = Vec::new();
     for value in requested.unwrap_or_default() {
         match value.as_str().and_then(|text| ipv4(text).ok()) {
-            Some(address) => push_new(&mut egress_ips, address),
+            Some(address) => egress_ips.push(address),
             None => unparsable.push(value.as_str().map_or(value.to_string(), str::to_owned)),
         }
     }
@@ -328,7 +328,7 @@ fn net_namespace(document: NetNamespaceDocument) -> Result<NetNamespace, String>
         Ok(mapping) => (mapping, None),
         Err(message) => (Mapping::default(), Some(message)),
     };
-    let name = metadata.name;
+    let (name, egress_ips) = (metadata.name, unique(egress_ips));
     Ok(NetNamespace { name, vnid, egress_ips, unparsable, mapping, bad_mapping })
 }
 
@@ -346,10 +346,8 @@ fn cluster_network(document: ClusterNetworkDocument) -> Result<ClusterNetwork, S
         _mtu,
     } = document;
     // `network` repeats the first entry; it stood alone before 3.7.
-    let mut cluster_networks: Vec<Cidr> = Vec::new();
-    for cidr in entries.unwrap_or_default().into_iter().map(|entry| entry.cidr).chain(network) {
-        push_new(&mut cluster_networks, cidr);
-    }
+    let entries = entries.unwrap_or_default().into_iter().map(|entry| entry.cidr);
+    let cluster_networks: Vec<Cidr> = unique(entries.chain(network));
     if cluster_networks.is_empty() {
         return Err("clusterNetworks: names no network: give its CIDR".into());
     }
@@ -360,10 +358,10 @@ fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     text.parse().map_err(|_| format!("\"{text}\" is not an IPv4 address"))
 }
 
-fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
-    if !list.contains(&item) {
-        list.push(item);
-    }
+/// Without repetitions, in the order given.
+fn unique<T: Ord + Copy>(items: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut seen = BTreeSet::new();
+    items.into_iter().filter(|item| seen.insert(*item)).collect()
 }
 
 #[cfg(test)]

@@ -165,6 +165,15 @@ impl Ovs {
         Ok(text::parse_flow_dump(&dump)?.iter().filter_map(|held| held.flow.pod()).collect())
     }
 
+    /// Every flow of one table that is for this VNID.
+    ///
+    /// # Errors
+    /// As [`Ovs::flows`].
+    pub async fn flows_of(&self, table: u8, vnid: u32) -> Result<Vec<Held>> {
+        let which = format!("table={table},reg0={vnid:#x}");
+        text::parse_flow_dump(&self.ofctl(&["dump-flows"], &[&which], "").await?)
+    }
+
     /// Every group of the bridge.
     ///
     /// # Errors

@@ -8,12 +8,16 @@ use crate::{
     nft,
     ovs::Presence,
     plan::Plan,
-    reconcile::{flows, strays},
+    reconcile::strays,
 };
 
 impl Agent {
     pub(super) async fn observe_ovs(&mut self, conditions: &mut Vec<Condition>) {
         let Some(ovs) = &self.ovs else { return };
+        // Facts change with the bridge, and then its flows are looked at anew too.
+        if self.ovs_facts.is_some() && self.ovs_follower.is_following() {
+            return self.observe_pods(conditions).await;
+        }
         match ovs.presence().await {
             Ok(Presence::Present(facts)) => self.ovs_facts = Some(facts),
             Ok(Presence::Absent(why)) => {
@@ -39,14 +43,9 @@ impl Agent {
 
     pub(super) async fn program_flows(&mut self, plan: &Plan, conditions: &mut Vec<Condition>) {
         let Some(ovs) = self.ovs.as_ref().filter(|_| self.ovs_facts.is_some()) else {
-            self.ovs_held = None;
             return;
         };
-        let done = async {
-            let desired = flows::Desired::parse(&plan.flows, &plan.groups)?;
-            flows::reconcile(ovs, &desired).await
-        };
-        match done.await {
+        match self.ovs_follower.reconcile(ovs, &plan.flows, &plan.groups).await {
             Ok(outcome) => {
                 self.ovs_held = Some(outcome.held);
                 self.catch_strays(plan, conditions).await;
@@ -61,10 +60,9 @@ impl Agent {
                     conditions.push(Condition::new(object, Reason::Conflict, message));
                 }
             }
-            Err(error) => {
-                self.ovs_held = None;
-                conditions.push(failed("Agent/ovs", &error));
-            }
+            // The number of flows that the bridge was seen to hold stands: else the watch would wake
+            // us at once, and nothing would wait for its turn to be tried again.
+            Err(error) => conditions.push(failed("Agent/ovs", &error)),
         }
     }
 

@@ -32,7 +32,7 @@ pub(super) type ByLink = BTreeMap<String, BTreeSet<Ipv4Addr>>;
 
 impl Agent {
     /// The egress IPs that this node would have to claim first. Error: the kernel cannot be asked.
-    pub(super) async fn unclaimed(&self) -> Result<ByLink> {
+    pub(super) async fn unclaimed(&mut self) -> Result<ByLink> {
         let desired = tables::addresses(&self.plan_without(&BTreeSet::new()), &self.identity);
         let mut unclaimed = ByLink::new();
         for link in self.links() {
@@ -57,8 +57,7 @@ impl Agent {
     }
 
     async fn probe_on(&mut self, link: &Link, unclaimed: &BTreeSet<Ipv4Addr>) -> Result<()> {
-        // What waits in an old socket was said before we asked, or has left no room for answers.
-        if !unclaimed.is_empty() || !self.arp.get(&link.name).is_some_and(|arp| arp.fits(link)) {
+        if !self.arp.get(&link.name).is_some_and(|arp| arp.fits(link)) {
             self.arp.remove(&link.name);
             self.arp.insert(link.name.clone(), ArpSocket::open(link)?);
         }
@@ -66,6 +65,7 @@ impl Agent {
         if unclaimed.is_empty() || !self.config.announce.probe {
             return Ok(());
         }
+        arp.forget();
         for (ip, occupancy) in probe(arp, unclaimed).await? {
             match occupancy {
                 Occupancy::Free => self.conflicts.remove(&ip),

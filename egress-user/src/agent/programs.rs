@@ -21,7 +21,13 @@ impl Agent {
         let configured = self.configure();
         let Self { objects, identity, uplinks, wiring, config, .. } = self;
         let desired = tables::desired(plan, objects, (identity, uplinks, wiring), config);
-        let dropped = maps::reconcile(&mut self.maps, &desired)?;
+        // What fails leaves it open what the maps hold.
+        let mut held = match self.maps_held.take() {
+            Some(held) => held,
+            None => maps::Held::read(&self.maps)?,
+        };
+        let dropped = maps::reconcile(&mut self.maps, &mut held, &desired)?;
+        self.maps_held = Some(held);
         configured.map(|()| dropped)
     }
 

@@ -32,6 +32,7 @@ impl Agent {
         let Input { mut objects, config } = input;
         objects.keep_refused(&self.objects);
         self.objects = objects;
+        self.plans.forget();
         // Without an AgentConfig the defaults are asked for, as at a start.
         let (settings, waiting) = self.config.reloaded(config.unwrap_or_default());
         self.waiting = needs_restart(&waiting);

@@ -39,7 +39,7 @@ impl Agent {
             self.attach(&mut conditions).await;
         }
         self.probe(&unclaimed, &mut conditions).await;
-        let plan = self.plan_without(&self.conflicts);
+        let plan = self.plan_without(&self.conflicts.clone());
         self.claim_addresses(&plan, &mut conditions).await;
         self.program_flows(&plan, &mut conditions).await;
         match self.fill_maps(&plan) {
@@ -63,7 +63,8 @@ impl Agent {
         if !wanted && !self.exempts {
             return;
         }
-        let marks = wanted.then(|| tables::marks(&self.plan_without(&self.conflicts)));
+        let plan = self.plan_without(&self.conflicts.clone());
+        let marks = wanted.then(|| tables::marks(&plan));
         match masquerade::reconcile(marks.as_ref()).await {
             Ok(_) => self.exempts = marks.is_some(),
             Err(error) => conditions.push(failed("Agent/masquerade", &error)),

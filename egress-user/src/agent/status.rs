@@ -118,7 +118,7 @@ impl Status {
                     interface: interface.clone(),
                 })
                 .collect(),
-            tenants: plan.policies.iter().map(|policy| tenant(policy, objects)).collect(),
+            tenants: tenants(plan, objects),
             uplinks: self::uplinks(identity, uplinks, plan, in_force),
             conditions: conditions
                 .into_iter()
@@ -166,14 +166,17 @@ fn uplinks(
     [(&identity.uplink.name, own)].into_iter().chain(further).map(uplink).collect()
 }
 
-fn tenant(policy: &Policy, objects: &Objects) -> Tenant {
-    let namespaces = objects.net_namespaces.values();
-    let own = namespaces.filter(|namespace| namespace.vnid == policy.vnid);
-    Tenant {
-        vnid: policy.vnid,
-        namespaces: own.map(|namespace| namespace.name.clone()).collect(),
-        egress_ips: policy.egress_ips.clone(),
+fn tenants(plan: &Plan, objects: &Objects) -> Vec<Tenant> {
+    let mut names: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for namespace in objects.net_namespaces.values() {
+        names.entry(namespace.vnid).or_default().push(namespace.name.clone());
     }
+    let tenant = |policy: &Policy| Tenant {
+        vnid: policy.vnid,
+        namespaces: names.remove(&policy.vnid).unwrap_or_default(),
+        egress_ips: policy.egress_ips.clone(),
+    };
+    plan.policies.iter().map(tenant).collect()
 }
 
 const STATUS: &str = "status.json";
@@ -220,7 +223,8 @@ impl StatusFile {
 
     /// The conditions that are new since the last status.
     pub fn news<'a>(&self, status: &'a Status) -> Vec<&'a Told> {
-        status.conditions.iter().filter(|told| !self.last.conditions.contains(told)).collect()
+        let known: BTreeSet<&Told> = self.last.conditions.iter().collect();
+        status.conditions.iter().filter(|told| !known.contains(told)).collect()
     }
 
     pub fn write(&mut self, status: &Status) -> Result<()> {
@@ -235,7 +239,7 @@ impl StatusFile {
     fn put<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
         let path = self.run_dir.join(name);
         let new = self.run_dir.join(format!("{name}.new"));
-        let text = serde_json::to_string_pretty(value)?;
+        let text = serde_json::to_string(value)?;
         fs::write(&new, text)
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("write {}", path.display()))

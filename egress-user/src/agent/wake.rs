@@ -70,6 +70,7 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
             () = sleep_until_some(agent.retry.at()) => agent.resync().await,
             held = ovs_differs(&mut agent.ovs_watch, agent.ovs_held) => {
                 agent.ovs_held = held;
+                agent.ovs_follower.forget();
                 agent.round().await;
             }
         }
@@ -115,8 +116,17 @@ impl Agent {
         }
     }
 
+    /// The next round looks at what maps and bridge hold, instead of comparing with what the last one
+    /// left there. What others may change (addresses, programs) is looked at in every round.
+    fn forget(&mut self) {
+        self.maps_held = None;
+        self.source_maps.forget();
+        self.ovs_follower.forget();
+    }
+
     /// Looks at everything anew: who this node is, what it has, what it should be.
     async fn resync(&mut self) {
+        self.forget();
         let mut conditions = Vec::new();
         match node::identify(&self.netlink, &self.config).await {
             Ok(identity) => {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{ifaddrs::getifaddrs, sys::socket::bind};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::UnixDatagram;
 
 use super::{Arp, ETHERTYPE, Mac};
@@ -46,6 +46,18 @@ impl ArpSocket {
     /// Whether the link is still the one it was opened on, with the same address.
     pub fn fits(&self, link: &Link) -> bool {
         link.index == self.index && link.mac == Some(self.mac)
+    }
+
+    /// Forgets what was heard so far: it was said before we asked, and leaves no room for answers.
+    /// A new socket would do the same, but binding one takes the kernel some 20 ms.
+    pub fn forget(&self) {
+        let socket = SockRef::from(&self.socket);
+        // More than the socket holds: others may go on talking meanwhile.
+        for _ in 0..4096 {
+            if (&*socket).read(&mut [0; 64]).is_err() {
+                break;
+            }
+        }
     }
 
     /// Broadcasts the packet. Error: the link is down or gone.

@@ -1,5 +1,7 @@
 //! What was good before and cannot be read any more stays as it was: a slip of the pen must not
 //! take a tenant's policy away, which would let it out with the node's address.
+use std::collections::BTreeSet;
+
 use super::{Condition, Objects, Reason};
 
 impl Objects {
@@ -7,8 +9,11 @@ impl Objects {
     /// be told apart. Their conditions say so.
     pub fn keep_refused(&mut self, before: &Self) {
         let illegible = self.refused().any(is_illegible);
-        let refused: Vec<String> =
+        let refused: BTreeSet<String> =
             self.refused().map(|condition| condition.object.clone()).collect();
+        if refused.is_empty() {
+            return;
+        }
         let mut kept = Vec::new();
         let Self { host_subnets, net_namespaces, cluster_networks, conditions: _ } = before;
         macro_rules! keep {

@@ -59,8 +59,8 @@ pub async fn missing(
     desired: &BTreeSet<EgressAddress>,
 ) -> Result<BTreeSet<Ipv4Addr>> {
     let observed = netlink.addresses(uplink.index).await?;
-    let is_there = |ip| observed.iter().any(|address| address.ip == ip);
-    Ok(desired.iter().map(|address| address.ip).filter(|ip| !is_there(*ip)).collect())
+    let there: BTreeSet<Ipv4Addr> = observed.iter().map(|address| address.ip).collect();
+    Ok(desired.iter().map(|address| address.ip).filter(|ip| !there.contains(ip)).collect())
 }
 
 /// Puts exactly `desired` on `uplink`, as far as it is ours to do.
@@ -104,8 +104,13 @@ pub async fn reconcile(
             }
             break;
         }
+        let only_adds = change.remove.is_empty();
         let hands = Hands { netlink, uplink, observed: &observed, owned };
         hands.apply(change, &mut outcomes).await;
+        if only_adds {
+            // Nothing goes along with an address that comes.
+            break;
+        }
     }
     // What is gone, or somebody else's by now, needs no record.
     owned.retain(|ip| {

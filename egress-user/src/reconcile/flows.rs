@@ -22,6 +22,8 @@ use crate::ovs::POD_TABLE;
 use crate::ovs::text::{Flow, Group, Held};
 use crate::ovs::watch::Counts;
 
+pub mod follow;
+
 /// Marks our flows: "egress01" in ASCII. Never change it, or old flows become foreign.
 pub const COOKIE: u64 = u64::from_be_bytes(*b"egress01");
 
@@ -117,11 +119,15 @@ impl Observed {
     }
 
     fn ours(&self) -> BTreeSet<&Flow> {
-        self.flows.iter().filter(|held| held.cookie == COOKIE).map(|held| &held.flow).collect()
+        self.flows.iter().filter(|held| held.is_ours()).map(|held| &held.flow).collect()
+    }
+
+    fn of_pods(&self) -> u32 {
+        number(self.flows.iter().filter(|held| held.flow.on.table == POD_TABLE).count())
     }
 
     fn foreign(&self) -> impl Iterator<Item = &Flow> {
-        self.flows.iter().filter(|held| held.cookie != COOKIE).map(|held| &held.flow)
+        self.flows.iter().filter(|held| !held.is_ours()).map(|held| &held.flow)
     }
 
     /// The others' flows by table and priority: only those of the same place can be in conflict.
@@ -140,6 +146,22 @@ impl Observed {
             self.groups.values().flat_map(|group| group.groups().map(|id| (id, group.to_string())));
         flows.chain(chained).collect()
     }
+}
+
+impl Held {
+    fn is_ours(&self) -> bool {
+        self.cookie == COOKIE
+    }
+}
+
+/// As the watch counts.
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// As the bridge holds it after a bundle.
+fn ours(flow: Flow) -> Held {
+    Held { cookie: COOKIE, flow }
 }
 
 impl Change {
@@ -215,9 +237,7 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Outcome {
     change.remove_flows =
         flows.remove.into_iter().filter(|flow| !kept.contains(&flow.on)).cloned().collect();
     change.add_flows = flows.add.into_iter().cloned().collect();
-    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let of_pods = observed.flows.iter().filter(|held| held.flow.on.table == POD_TABLE).count();
-    let held = Counts { ours: number(possible.len()), of_pods: number(of_pods) };
+    let held = Counts { ours: number(possible.len()), of_pods: observed.of_pods() };
     Outcome {
         change,
         conflicts: conflicts.into_iter().map(|(_, conflict)| conflict).collect(),

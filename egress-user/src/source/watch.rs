@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::files::Input;
+use super::files::{Input, Memory};
 use crate::model::Objects;
 
 /// What tells that a file is another one than before.
@@ -22,12 +22,18 @@ pub struct Watched {
     /// Whether one of them was given as the AgentConfig's.
     with_config: bool,
     stamps: BTreeMap<PathBuf, Option<Stamp>>,
+    memory: Memory,
 }
 
 impl Watched {
     pub fn new(files: &[PathBuf], config: Option<&Path>) -> Self {
         let paths = files.iter().cloned().chain(config.map(Path::to_owned)).collect();
-        Self { paths, with_config: config.is_some(), stamps: BTreeMap::new() }
+        Self {
+            paths,
+            with_config: config.is_some(),
+            stamps: BTreeMap::new(),
+            memory: Memory::default(),
+        }
     }
 
     /// Reads all files.
@@ -37,7 +43,7 @@ impl Watched {
     /// file was given, or no object to work for.
     pub fn read(&mut self) -> Result<Input> {
         self.stamps = self.look();
-        let input = Input::read(&self.paths)?;
+        let input = Input::read_again(&self.paths, &mut self.memory)?;
         ensure!(
             !self.with_config || input.config.is_some(),
             "--config: there is no AgentConfig in it"

@@ -161,3 +161,39 @@ fn deep_nesting_is_refused() {
     let input = read(&format!("kind: {}", "[".repeat(100_000)));
     assert_eq!(input.objects.refused().count(), 1);
 }
+
+/// Documents and items move, change, come and go; what is remembered must not show.
+#[test]
+fn a_file_that_changes_is_read_as_if_for_the_first_time() {
+    let path = std::env::temp_dir().join(format!("egress-memory-{}.yaml", std::process::id()));
+    let item = |name: &str, vnid: i32| {
+        format!(
+            "- apiVersion: v1\n  kind: NetNamespace\n  metadata: {{name: {name}}}\n  netid: {vnid}\n"
+        )
+    };
+    let list = |items: &[String]| format!("apiVersion: v1\nitems:\n{}kind: List\n", items.concat());
+    let (blue, green, bad) = (item("blue", 1), item("green", 2), item("red", -3));
+    let json = r#"{"kind": "List", "items": [{"apiVersion": "v1", "kind": "NetNamespace",
+        "metadata": {"name": "blue"}, "netid": 1}, {"kind": "Unknown"}]}"#;
+    let texts = [
+        list(&[blue.clone(), green.clone()]),
+        list(&[green.clone(), blue.clone(), bad.clone(), blue.clone()]),
+        list(&[green.clone(), item("blue", 7)]),
+        format!("{NODE}---\n{NAMESPACE}---\n{}", list(std::slice::from_ref(&bad))),
+        format!("{NAMESPACE}---\n{NODE}---\n{NAMESPACE}"),
+        json.replace("1}", "8}"),
+        json.to_owned(),
+        "no: object\n".to_owned(),
+        list(&[blue, green, "- text: \"begins\n- and ends\"\n".to_owned()]),
+    ];
+    let mut memory = Memory::default();
+    for from in &texts {
+        for text in [from].into_iter().chain(&texts) {
+            fs::write(&path, text).unwrap();
+            let paths = std::slice::from_ref(&path);
+            let again = Input::read_again(paths, &mut memory).unwrap();
+            assert_eq!(again, Input::read(paths).unwrap(), "{text}");
+        }
+    }
+    fs::remove_file(path).unwrap();
+}
