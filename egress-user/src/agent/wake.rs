@@ -56,8 +56,10 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
                 if changes.routes || changes.links || changes.neighbours {
                     agent.renew_next_hops();
                 }
-                if changes.addresses || changes.links {
+                if changes.links {
                     agent.resync().await;
+                } else if changes.addresses {
+                    agent.refresh().await;
                 }
             }
             _ = files.tick() => if agent.reload() {
@@ -112,7 +114,7 @@ impl Agent {
         let wanted = missing && self.mend.at().is_none_or(|at| at <= now);
         self.mend.note(missing, now, retry::chance());
         if wanted {
-            self.resync().await;
+            self.refresh().await;
         }
     }
 
@@ -124,9 +126,14 @@ impl Agent {
         self.ovs_follower.forget();
     }
 
-    /// Looks at everything anew: who this node is, what it has, what it should be.
+    /// Looks at everything anew: also at what maps and bridge hold.
     async fn resync(&mut self) {
         self.forget();
+        self.refresh().await;
+    }
+
+    /// Looks at who this node is, what it has, what it should be.
+    async fn refresh(&mut self) {
         let mut conditions = Vec::new();
         match node::identify(&self.netlink, &self.config).await {
             Ok(identity) => {
