@@ -25,6 +25,7 @@ use crate::{
         Ovs,
         watch::{Counts, Watch},
     },
+    plan::Health,
     reconcile::{
         announce::Schedule,
         flows::{self, follow::Follower},
@@ -34,6 +35,7 @@ use crate::{
     source::{files::Input, watch::Watched},
 };
 
+mod allocator;
 mod bridge;
 mod claim;
 mod facts;
@@ -73,6 +75,8 @@ struct Agent {
     config: AgentConfig,
     objects: Objects,
     plans: Plans,
+    /// As the allocator: which nodes were offline when the objects as they are were dealt out.
+    dealt_out: Option<Health>,
     /// Why the files as they are now cannot be taken over.
     unread: Option<Condition>,
     /// Changed settings that only a restart takes over.
@@ -158,6 +162,7 @@ impl Agent {
             config,
             objects: input.objects,
             plans: Plans::default(),
+            dealt_out: None,
             identity,
             devices,
             netlink,

@@ -4,7 +4,7 @@
 //! node (`auto`, or a key left out) is found by others.
 use std::{collections::BTreeSet, net::Ipv4Addr, net::SocketAddr, time::Duration};
 
-use egress_common::mark::{Layout, MAX_VNID};
+use egress_common::mark::MAX_VNID;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
@@ -12,6 +12,10 @@ use crate::{
     cidr::{Cidr, parse_with_length},
     model::typed,
 };
+
+mod choice;
+
+pub use choice::{Affinity, Compat, DataPath, Enabled};
 
 /// All settings; `AgentConfig::default()` is a document with nothing but its kind.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -33,6 +37,8 @@ pub struct AgentConfig {
     /// kube-proxy's bit in the mark, 0 to 31.
     #[serde(deserialize_with = "masquerade_bit")]
     pub masquerade_bit: u8,
+    /// The node whose agent deals out egressCIDRs, and writes that into the objects' files.
+    pub allocator: Option<String>,
     pub compat: Compat,
     pub affinity: Affinity,
     pub data_path: DataPath,
@@ -112,56 +118,6 @@ pub struct Pod {
     pub vnid: u32,
 }
 
-/// Which OpenShift this node works with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compat {
-    /// As the note in OVS table 253 says; without one, as `New`.
-    #[default]
-    Auto,
-    /// 4.2 to 4.7.
-    Old,
-    /// 4.8 and later.
-    New,
-}
-
-impl Compat {
-    /// `None`: to be found out.
-    pub fn layout(self) -> Option<Layout> {
-        match self {
-            Self::Auto => None,
-            Self::Old => Some(Layout::Old),
-            Self::New => Some(Layout::New),
-        }
-    }
-}
-
-/// What stays together where a tenant's packets can leave by several nodes. Without Open vSwitch on
-/// the source node: the groups of Open vSwitch spread flows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Affinity {
-    /// A flow; its node is the same as long as that is there.
-    #[default]
-    Flow,
-    /// All of a pod's flows.
-    Pod,
-}
-
-/// Where packets are translated.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataPath {
-    #[default]
-    Auto,
-    Tc,
-    Xdp,
-    /// As `Tc`, but VXLAN is left to the tunnel device: for nodes where it has to be seen there.
-    Tunnel,
-    /// Marked on ingress, forwarded by the kernel, translated on the uplink's egress.
-    Stack,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Flows {
@@ -237,15 +193,6 @@ pub struct Ovs {
     pub enabled: Enabled,
 }
 
-/// `true`, `false` or `auto`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Enabled {
-    #[default]
-    Auto,
-    Yes,
-    No,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
@@ -265,6 +212,7 @@ impl Default for AgentConfig {
             cluster_networks: Vec::new(),
             service_networks: Vec::new(),
             masquerade_bit: 0,
+            allocator: None,
             compat: Compat::default(),
             affinity: Affinity::default(),
             data_path: DataPath::default(),
@@ -512,17 +460,6 @@ impl<'de> Deserialize<'de> for Device {
             "" => return Err(D::Error::custom("is empty: name a device, or write auto")),
             name => Self::Named(name.to_owned()),
         })
-    }
-}
-
-impl<'de> Deserialize<'de> for Enabled {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)? {
-            Value::Bool(true) => Ok(Self::Yes),
-            Value::Bool(false) => Ok(Self::No),
-            Value::String(text) if text == "auto" => Ok(Self::Auto),
-            other => Err(D::Error::custom(format!("{other} is none of true, false, auto"))),
-        }
     }
 }
 

@@ -50,6 +50,11 @@ impl Plans {
 }
 
 impl Agent {
+    /// The nodes that are not reachable from here.
+    pub(super) fn offline(&self) -> Health {
+        Health::default()
+    }
+
     /// The plan, with these egress IPs in conflict.
     pub(super) fn plan_without(&mut self, conflicts: &BTreeSet<Ipv4Addr>) -> Rc<Plan> {
         let ovs = self.ovs_facts.as_ref();
@@ -73,7 +78,7 @@ impl Agent {
             assign: false,
             flows: ovs.is_some(),
         };
-        let question = Question { facts, health: Health::default(), mode };
+        let question = Question { facts, health: self.offline(), mode };
         self.plans.answer(&self.objects, question)
     }
 }

@@ -33,6 +33,7 @@ impl Agent {
         objects.keep_refused(&self.objects);
         self.objects = objects;
         self.plans.forget();
+        self.dealt_out = None;
         // Without an AgentConfig the defaults are asked for, as at a start.
         let (settings, waiting) = self.config.reloaded(config.unwrap_or_default());
         self.waiting = needs_restart(&waiting);

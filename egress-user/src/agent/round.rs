@@ -18,6 +18,7 @@ impl Agent {
     }
 
     pub(super) async fn round_with(&mut self, mut conditions: Vec<Condition>) {
+        self.deal_out(&mut conditions);
         self.observe_ovs(&mut conditions).await;
         self.exempt(&mut conditions).await;
         let unclaimed = self.unclaimed().await.unwrap_or_else(|error| {

@@ -6,7 +6,7 @@
 //! lost, its keys sorted. New objects come last, into the file's list if it has one.
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{self, Write as _},
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
@@ -49,6 +49,18 @@ impl Edit {
     /// # Errors
     /// It cannot be locked or read, or a document in it cannot be parsed.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::locked(path, File::lock)
+    }
+
+    /// As [`Edit::open`], but waits for nobody.
+    ///
+    /// # Errors
+    /// As [`Edit::open`], and while somebody else edits the file.
+    pub fn open_now(path: &Path) -> Result<Self> {
+        Self::locked(path, |lock| lock.try_lock().map_err(io::Error::from))
+    }
+
+    fn locked(path: &Path, take: impl FnOnce(&File) -> io::Result<()>) -> Result<Self> {
         // A link stays a link: what it points at is replaced.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let lock_path = beside(&path, "lock")?;
@@ -56,11 +68,11 @@ impl Edit {
             .create(true)
             .append(true)
             .open(&lock_path)
-            .and_then(|lock| lock.lock().map(|()| lock))
+            .and_then(|lock| take(&lock).map(|()| lock))
             .with_context(|| format!("lock {}", lock_path.display()))?;
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
         let mut all = Vec::new();
@@ -196,6 +208,18 @@ impl Edit {
             } else {
                 unlist_ip(object, egress_ip)
             }
+        });
+    }
+
+    /// Lets the node of that name host just these egress IPs.
+    pub fn host(&mut self, node: &str, egress_ips: &[Ipv4Addr]) {
+        let texts: Vec<String> = egress_ips.iter().map(Ipv4Addr::to_string).collect();
+        self.touch_all(|object| {
+            let found = is(object, "HostSubnet") && object["metadata"]["name"] == node;
+            if found {
+                object["egressIPs"] = json!(texts);
+            }
+            found
         });
     }
 

@@ -1,4 +1,5 @@
 //! Where objects come from.
+pub mod allocation;
 pub mod edit;
 pub mod files;
 mod pieces;

@@ -9,8 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::files::{Input, Memory};
-use crate::model::Objects;
+use super::{
+    allocation::deal_out,
+    files::{Input, Memory},
+};
+use crate::{model::Objects, plan::Health};
 
 /// What tells that a file is another one than before.
 type Stamp = (u64, u64, i64, i64);
@@ -67,6 +70,14 @@ impl Watched {
     /// As [`Watched::read`]; the files count as read, so one change is one message.
     pub fn changed(&mut self) -> Result<Option<Input>> {
         if self.look() == self.stamps { Ok(None) } else { self.read().map(Some) }
+    }
+
+    /// Deals out egressCIDRs over these files: see [`deal_out`].
+    ///
+    /// # Errors
+    /// As [`deal_out`].
+    pub fn deal_out(&self, health: &Health) -> Result<Vec<String>> {
+        deal_out(&self.paths, health)
     }
 
     fn look(&self) -> BTreeMap<PathBuf, Option<Stamp>> {
