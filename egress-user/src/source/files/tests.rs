@@ -133,12 +133,12 @@ fn the_agent_config_may_be_among_the_documents() {
 #[test]
 fn an_agent_config_that_cannot_be_used_is_an_error() {
     let error = Input::default()
-        .add_text("apiVersion: egress/v1alpha1\nkind: AgentConfig\nmasquerade: 3\n", "a.yaml")
+        .add_text("apiVersion: egress/v1alpha1\nkind: AgentConfig\nmasqueradeBits: 3\n", "a.yaml")
         .unwrap_err();
     assert!(
         error
             .to_string()
-            .starts_with("AgentConfig in a.yaml#1: masquerade: unknown field `masquerade`")
+            .starts_with("AgentConfig in a.yaml#1: masqueradeBits: unknown field `masqueradeBits`")
     );
 }
 
