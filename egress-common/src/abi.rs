@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -72,7 +72,8 @@ pub struct Config {
     /// 1: on XDP a frame goes back out of its device by redirect. A veth delivers what is sent by
     /// `XDP_TX` only once its far end is woken by something else, unless a program runs there.
     pub xdp_redirect: u8,
-    pub pad: u8,
+    /// 1: this node carries tenants' packets, and says so to other nodes that ask.
+    pub carries: u8,
     /// A random number, written into a translated packet's control block for the guard to see.
     pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.
@@ -101,6 +102,9 @@ pub struct Config {
     /// Elements of the `places` map, best twice as many as flows; 0: expired flows stay until their
     /// port is wanted.
     pub places: u32,
+    /// Ticks without a sign of any other node after which this one stops answering for its egress
+    /// IPs; 0: never.
+    pub lease: u32,
     pub networks: [Network; MAX_NETWORKS],
 }
 

@@ -6,6 +6,7 @@
 use crate::{
     abi::{MacWords, NO_SLOT, OriginalKey, ReplyKey, action},
     expiry::remaining,
+    fence::is_fenced,
     flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
     fragment::{is_too_big, later_original, later_reply, remember_owner},
     icmp::{original_error, reply_error},
@@ -153,6 +154,9 @@ pub fn translate_original<P: Packet, T: Tables>(
     if slot.vnid != scratch.origin.vnid || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
     }
+    if is_fenced(tables, config) {
+        return Err(Reason::Fenced);
+    }
     if !config.is_pod(scratch.ip.source) {
         return Err(Reason::ForeignSource);
     }
@@ -244,6 +248,9 @@ pub fn translate_reply<P: Packet, T: Tables>(
     // Too short for IPv4, no IPv4, or spoilt: the node's own affair.
     if look_at(packet, scratch).is_err() || scratch.ip.destination == config.node {
         return Ok(Verdict::Pass);
+    }
+    if is_fenced(tables, config) && tables.egress_ip(scratch.ip.destination).is_some() {
+        return Err(Reason::Fenced);
     }
     scratch.lease = ReplyKey {
         remote: scratch.ip.source,

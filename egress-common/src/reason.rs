@@ -54,6 +54,8 @@ reasons! {
     FlowLimit = 18, "flow_limit";
     /// The tenant begins flows faster than it may.
     NewFlowLimit = 19, "new_flow_limit";
+    /// This node has heard no other for longer than its lease: its egress IPs may be elsewhere.
+    Fenced = 20, "fenced";
 }
 
 impl Reason {

@@ -3,9 +3,11 @@
 #![no_std]
 #![no_main]
 
+mod fence;
 mod hooks;
 mod log;
 mod maps;
+mod probe;
 mod source;
 mod tc;
 mod underlay;

@@ -30,7 +30,7 @@ use egress_common::{
 
 use crate::{
     hooks::{count_original, count_reply, said},
-    maps::{Maps, count_path, count_reason, node_hop, scratch},
+    maps::{Maps, count_path, count_reason, hear_tunnel, node_hop, scratch},
     tc::{ETH_LEN, ETH_P_IP, MAX_OFFSET, load, store},
     vxlan::{self, INNER, INNER_ETH, OUTER_LEN, outer_ip, outer_udp},
 };
@@ -212,6 +212,7 @@ fn original(frame: &Frame, config: &Config, scratch: &mut Scratch) -> Result<u32
     if recognise(frame, config, scratch) != said::TRANSLATE {
         return Ok(XDP_PASS);
     }
+    hear_tunnel(config, scratch.origin.node);
     match ask_original(frame, scratch) {
         said::DROP => return Ok(XDP_DROP),
         said::TRANSLATE => {}

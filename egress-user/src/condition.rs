@@ -14,6 +14,8 @@ pub enum Reason {
     DuplicateNode,
     /// The agent tried, and tries again: the message says what failed.
     Failed,
+    /// No other node was heard for longer than the lease: the egress IPs here are silent.
+    Fenced,
     /// The object, or a value in it, is malformed.
     Invalid,
     /// The egress IP is a node's own address.
@@ -38,6 +40,8 @@ pub enum Reason {
     Offline,
     /// One node lists several egress IPs of one VNID.
     SameNodeTwice,
+    /// A node that is watched answers by one way, and by another not any more.
+    Silent,
     /// No node lists the egress IP.
     Unhosted,
 }
@@ -70,6 +74,7 @@ mod tests {
             DuplicateNamespace,
             DuplicateNode,
             Failed,
+            Fenced,
             Invalid,
             IsNodeIP,
             NeedsRestart,
@@ -82,6 +87,7 @@ mod tests {
             NotInSubnet,
             Offline,
             SameNodeTwice,
+            Silent,
             Unhosted,
         ];
         assert!(sorted.is_sorted());

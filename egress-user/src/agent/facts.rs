@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use super::{Agent, tables};
 use crate::{
     config::Mac,
-    plan::{Facts, Health, Mode, OvsPorts, Plan, Previous, plan},
+    plan::{Facts, Mode, OvsPorts, Plan, Previous, plan},
 };
 
 impl Agent {
@@ -31,6 +31,6 @@ impl Agent {
             assign: false,
             flows: self.ovs_facts.is_some(),
         };
-        plan(&self.objects, &facts, &Health::default(), &Previous::default(), &mode)
+        plan(&self.objects, &facts, &self.offline(), &Previous::default(), &mode)
     }
 }

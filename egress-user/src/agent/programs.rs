@@ -37,6 +37,7 @@ impl Agent {
             ovs: self.ovs_facts.as_ref(),
             generation: held.next_hop_generation,
             stamp: node::stamp(held.stamp)?,
+            carries: self.carries,
         })?;
         maps::configure(&mut self.maps, &config)?;
         Ok(())

@@ -41,6 +41,8 @@ pub struct Node<'a> {
     pub generation: u32,
     /// For the guard; it outlives an agent too.
     pub stamp: [u32; 2],
+    /// Tenants' packets, as far as this node is concerned.
+    pub carries: bool,
 }
 
 /// The networks that are left untouched, those of pods first. The node's addresses on its further
@@ -118,6 +120,12 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         network_count: count as u32,
         networks,
         places: config.flows.max.saturating_mul(2),
+        carries: u8::from(node.carries),
+        // Alone in its cluster a node hears nobody, and need not.
+        lease: match objects.host_subnets.values().any(|other| other.host_ip != identity.ip) {
+            true => ticks(config.health.lease),
+            false => 0,
+        },
         ..Config::zeroed()
     })
 }

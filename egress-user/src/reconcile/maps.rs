@@ -13,11 +13,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
-use egress_common::abi::{Config, NO_SLOT, NodeHop, Slot, SlotCounters, UsageRecord, action};
+use egress_common::{
+    abi::{Config, NO_SLOT, NodeHop, Slot, SlotCounters, UsageRecord, action},
+    state,
+};
 
 use crate::{
     bpf::{Maps, Plain},
-    sweep::sweep,
+    sweep::{now, sweep},
 };
 
 /// What the maps shall hold.
@@ -93,6 +96,13 @@ pub fn configure(maps: &mut Maps, config: &Config) -> Result<bool> {
 /// The settings that the maps hold; all zero in maps just made.
 pub fn settings(maps: &Maps) -> Result<Config> {
     Ok(maps.config.get(&0, 0).context("read the map config")?.0)
+}
+
+/// Whether the programs are silent about the egress IPs, as `egress_common::fence` has it.
+pub fn is_fenced(maps: &Maps) -> Result<bool> {
+    let (lease, heard) =
+        (settings(maps)?.lease, maps.heard.get(&0, 0).context("read the map heard")?);
+    Ok(lease != 0 && heard != 0 && state::age(now()?, heard) > lease)
 }
 
 /// Makes policies, egress IPs and nodes what they shall be. Nodes first: a policy is of no use
@@ -220,6 +230,9 @@ fn reconcile_egress_ips(maps: &mut Maps) -> Result<()> {
 /// Turns every policy into a drop: what a stopping agent leaves behind lets nothing out.
 pub fn close(maps: &mut Maps) -> Result<()> {
     let drops = held(maps)?.into_keys().map(|vnid| (vnid, Tenant::Drop)).collect();
+    // Before them: who asks meanwhile sends elsewhere what would be dropped here.
+    let config = Config { carries: 0, ..settings(maps)? };
+    configure(maps, &config)?;
     reconcile_policies(maps, &drops)?;
     reconcile_egress_ips(maps)
 }
