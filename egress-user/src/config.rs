@@ -201,6 +201,18 @@ pub struct Announce {
     pub refresh: Duration,
     /// Ask before claiming whether another machine has the address.
     pub probe: bool,
+    /// Who has to answer to a claimed address before it counts as announced.
+    pub witness: Witness,
+}
+
+/// `gateway`, `none`, or the address of a neighbour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Witness {
+    /// That of the uplink's default route; without one, nobody.
+    #[default]
+    Gateway,
+    Nobody,
+    Neighbour(Ipv4Addr),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -305,6 +317,7 @@ impl Default for Announce {
             interval: Duration::from_secs(1),
             refresh: Duration::from_secs(60),
             probe: true,
+            witness: Witness::Gateway,
         }
     }
 }
@@ -467,6 +480,19 @@ impl<'de> Deserialize<'de> for Device {
             "" => return Err(D::Error::custom("is empty: name a device, or write auto")),
             name => Self::Named(name.to_owned()),
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for Witness {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "gateway" => Ok(Self::Gateway),
+            "none" => Ok(Self::Nobody),
+            other => other.parse().map(Self::Neighbour).map_err(|_| {
+                D::Error::custom(format!("\"{text}\" is none of gateway, none, an IPv4 address"))
+            }),
+        }
     }
 }
 

@@ -50,6 +50,7 @@ impl Agent {
         conditions.extend(self.uplinks.conditions());
         conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         conditions.extend(self.health_conditions());
+        conditions.extend(self.witness_conditions());
         conditions.sort();
         conditions.dedup();
         let again = |condition: &Condition| condition.reason == Reason::Failed;
