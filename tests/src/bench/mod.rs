@@ -8,6 +8,7 @@ pub mod campaign;
 pub mod control;
 pub mod enclosure;
 pub mod ends;
+pub mod failover;
 pub mod frame;
 pub mod machine;
 pub mod measure;

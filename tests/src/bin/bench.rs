@@ -7,7 +7,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use egress_tests::bench::{
-    campaign, control,
+    campaign, control, failover,
     machine::Machine,
     memory, net,
     plan::Level,
@@ -82,7 +82,7 @@ fn main() -> Result<()> {
         .iter()
         .map(|workload| workload.name.clone())
         .chain(tasks.iter().map(|task| task.name.clone()))
-        .chain([memory::NAME.to_owned()])
+        .chain([memory::NAME, failover::NAME].map(str::to_owned))
         .collect();
     let variant_names: Vec<String> = catalogue(&builds).iter().map(|each| each.name()).collect();
     if arguments.list {
@@ -109,6 +109,11 @@ fn main() -> Result<()> {
     let effort = arguments.level().effort(&workloads, &variants());
     let machine = Machine::read()?;
     net::sandbox()?;
+    if wanted(failover::NAME) {
+        let lines = failover::run(arguments.level(), campaign::say);
+        campaign::say("");
+        failover::tell(&lines, &arguments.out)?;
+    }
     let rows = campaign::run(&workloads, variants, effort, arguments.seed)?;
     let control = control::run(&tasks, &builds, campaign::say);
     let memory = if wanted(memory::NAME) { memory::run(&builds) } else { Vec::new() };
