@@ -145,7 +145,7 @@ fn pull(rig: &Trio, source: &Gateway<'_>) -> Result<Run> {
     let run = thread::scope(|scope| -> Result<Run> {
         let flows = scope.spawn(|| rig.netns(POD).run(|| talk(far, &stop, &sent, &echoed)));
         let connections = scope.spawn(|| rig.netns(POD).block_on(|| connect(far, &stop, &begun)));
-        let found = (|| {
+        let found = (|| -> Result<Instant> {
             wait_for("traffic before the cable is pulled", || Ok(stands(&begun, None)))?;
             let before = (sent.load(Ordering::Relaxed), echoed.load(Ordering::Relaxed));
             ensure!(before.1 > 0, "no datagram is echoed");
@@ -161,7 +161,7 @@ fn pull(rig: &Trio, source: &Gateway<'_>) -> Result<Run> {
         let joined = |what: &str| format!("{what} ended early");
         flows.join().map_err(|_| anyhow::anyhow!(joined("the flows")))???;
         connections.join().map_err(|_| anyhow::anyhow!(joined("the connections")))??;
-        let pulled: Instant = found?;
+        let pulled = found?;
         let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = begun.iter().filter(|(at, stood)| *at >= pulled && !stood).map(|(at, _)| *at);
         let lost = sent.load(Ordering::Relaxed).saturating_sub(echoed.load(Ordering::Relaxed));
