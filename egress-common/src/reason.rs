@@ -61,6 +61,8 @@ reasons! {
     /// A fragment from outside that came before the first of its packet and found no room to be
     /// kept, or waited in vain.
     FragmentEarly = 22, "fragment_early";
+    /// It would begin a flow while all flows are being taken over or handed back: it may come again.
+    Held = 23, "held";
 }
 
 impl Reason {

@@ -10,7 +10,7 @@ use egress_common::{abi::Path, mark::mark, reason::Reason, tables::Tables};
 
 use crate::{
     hooks,
-    maps::{Maps, count_path, count_reason, vnid_of_pod},
+    maps::{Maps, count_path, count_reason, is_shadow, vnid_of_pod},
     tc::{Skb, act, layout},
 };
 
@@ -52,6 +52,9 @@ fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
     };
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
+    if config.is_shadow() {
+        return Ok(None);
+    }
     // The tenant is known by its device, so a stranger's address would leave as the tenant's.
     if config.is_untouched(destination) || maps.policy(vnid).is_none() {
         return Ok(None);
@@ -79,6 +82,7 @@ fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
 pub fn tunnel_ingress(context: &TcContext) {
     let skb = Skb::new(context);
     if let Some((vnid, node)) = skb.tunnel_source()
+        && !is_shadow()
         && egress_node(vnid) == Some(node)
     {
         skb.make_ours();
