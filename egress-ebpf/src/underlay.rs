@@ -33,9 +33,7 @@ use crate::{
 pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32, Reason> {
     // The shadow looks on behind the tunnel device.
     let here = config.data_path == data_path::TC && !config.is_shadow();
-    if !here
-        || skb.ifindex() != config.uplink
-        || recognise(skb, config, scratch) != said::TRANSLATE
+    if !here || skb.ifindex() != config.uplink || recognise(skb, config, scratch) != said::TRANSLATE
     {
         return Ok(act::PASS);
     }

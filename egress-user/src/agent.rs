@@ -7,10 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use egress_common::abi::phase;
 use log::{error, info, warn};
 
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
 
 mod bridge;
 mod claim;
+pub mod doctor;
 mod facts;
 pub mod lock;
 mod node;
@@ -44,6 +46,7 @@ mod round;
 mod sources;
 pub mod status;
 mod tables;
+pub mod takeover;
 mod uplinks;
 mod wake;
 
@@ -80,6 +83,8 @@ struct Agent {
     /// Every program runs where it belongs.
     attached: bool,
     wiring: Wiring,
+    /// Whose what has no flow is (`abi::phase`), and the tick when a hold is over.
+    phase: (u8, u32),
     maps: Maps,
     source_maps: source_maps::Maps,
     ovs: Option<Ovs>,
@@ -106,7 +111,7 @@ struct Agent {
     mend: Retry,
     status: StatusFile,
     /// Held as long as the agent runs.
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Agent {
@@ -153,13 +158,45 @@ impl Agent {
             netlink,
             data_plane,
             wiring: Wiring::default(),
+            phase: (phase::OWN, 0),
             maps,
             unread: None,
             waiting: None,
             attached: false,
-            _lock: lock,
+            lock,
             source_maps,
         })
+    }
+
+    /// Only looks on: the programs decide and count, and all packets are the node's.
+    ///
+    /// # Errors
+    /// Programs are in force here, which would stop treating their tenants' packets.
+    fn shadow(&mut self) -> Result<()> {
+        let held = maps::settings(&self.maps)?;
+        ensure!(
+            held.node == [0; 4] || held.phase == phase::SHADOW,
+            "programs of egress are in force here: hand the node back first (`egress handback`)"
+        );
+        self.phase = (phase::SHADOW, 0);
+        self.ovs_watch = None;
+        Ok(())
+    }
+
+    fn is_shadow(&self) -> bool {
+        self.phase.0 == phase::SHADOW
+    }
+
+    /// Leaves nothing: who only looked on has changed nothing else.
+    fn vanish(self, bpffs: &Path) -> Result<()> {
+        crate::bpf::remove_pins(bpffs)?;
+        self.status.remove();
+        self.lock.remove()
+    }
+
+    /// Ends without leaving: what is in force goes on.
+    fn into_lock(self) -> Lock {
+        self.lock
     }
 
     fn tell_ready(&self) {

@@ -45,6 +45,8 @@ pub struct Node<'a> {
     pub stamp: [u32; 2],
     /// Where that slot is.
     pub masquerade_slot: u32,
+    /// Whose what has no flow is (`abi::phase`), and the tick when a hold is over.
+    pub phase: (u8, u32),
 }
 
 /// The networks that are left untouched, those of pods first. The node's addresses on its further
@@ -107,6 +109,9 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
         unwrap_gso: u8::from(all_veth),
         stamp: node.stamp,
+        phase: node.phase.0,
+        pad: 0,
+        hold_until: node.phase.1,
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
         uplink: identity.uplink.index,
@@ -130,7 +135,6 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         masquerade_step: port::step(masquerade.count),
         masqueraded_ports: masquerade,
         local_pods: pods.unwrap_or(NOWHERE),
-        ..Config::zeroed()
     })
 }
 
@@ -159,7 +163,7 @@ fn network(cidr: Cidr) -> Network {
 }
 
 /// Rounded up: nothing expires before its time.
-fn ticks(duration: Duration) -> u32 {
+pub fn ticks(duration: Duration) -> u32 {
     let tick = 1_u128 << TICK_SHIFT;
     u32::try_from(duration.as_nanos().div_ceil(tick)).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
 }
