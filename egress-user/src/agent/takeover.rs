@@ -8,19 +8,23 @@
 //! Each step is written down before it is done and can be done again. Where a rerun goes on is read
 //! from the maps, not from the journal: only they know whether the last step was reached.
 use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
+    collections::{BTreeSet, HashMap},
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use egress_common::abi::{Config, OriginalKey, OriginalRecord, ReplyKey, phase};
+use egress_common::abi::{Config, phase};
 use log::info;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+mod copy;
+
+pub(super) use copy::forget_flows;
+use copy::{Ours, enter, flows, reply_key, tag};
 
 use super::{
     Agent, Settings,
@@ -40,8 +44,7 @@ use crate::{
     source::{files::Input, watch::Watched},
     sweep::{self, sweep},
     takeover::{
-        adopt::{self, Home, Tenant},
-        chain,
+        adopt, chain,
         journal::{Journal, Step},
     },
 };
@@ -446,7 +449,7 @@ impl Passage {
     async fn give(&mut self) -> Result<(usize, usize)> {
         let config = self.settings()?;
         let now = sweep::now()?;
-        let there: std::collections::HashMap<Ends, Entry> = self
+        let there: HashMap<Ends, Entry> = self
             .conntrack
             .entries()
             .await?
@@ -501,102 +504,4 @@ impl Passage {
         lock.remove()?;
         Ok(self.report)
     }
-}
-
-/// What tells which of the node's connections are tenants'.
-struct Ours<'a> {
-    agent: &'a Agent,
-    /// By egress IP.
-    tenants: std::collections::BTreeMap<Ipv4Addr, u32>,
-    pods: BTreeSet<crate::cidr::Cidr>,
-}
-
-impl<'a> Ours<'a> {
-    fn of(agent: &'a Agent) -> Result<Self> {
-        let plan = agent.plan_without(&BTreeSet::new());
-        let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
-        let tenants = plan
-            .policies
-            .iter()
-            .filter_map(|policy| {
-                let ip = policy.egress_ips.iter().find(|ip| here.contains(ip))?;
-                Some((*ip, policy.vnid))
-            })
-            .collect();
-        let (pods, _) = tables::networks(&agent.config, &agent.objects, &agent.uplinks)?;
-        Ok(Self { agent, tenants, pods })
-    }
-
-    fn tenant(&self, entry: &Entry) -> Option<Tenant> {
-        let vnid = *self.tenants.get(entry.seen_as.ip())?;
-        let pod = *entry.original.source.ip();
-        self.pods.iter().any(|network| network.contains(pod)).then_some(())?;
-        // Before the maps are filled there is no slot; nobody asks for it then.
-        let slot = self.agent.maps.policy.get(&vnid, 0).unwrap_or(u32::MAX);
-        Some(Tenant { vnid, slot })
-    }
-
-    fn home(&self, pod: Ipv4Addr) -> Option<Home> {
-        let Agent { objects, identity, devices, .. } = self.agent;
-        let node = objects.host_subnets.values().find(|node| node.subnet.contains(pod))?;
-        let device = devices.gateway.as_ref();
-        let gateway_mac = device.unwrap_or(&identity.uplink).mac.unwrap_or_default();
-        Some(match node.host_ip == identity.ip {
-            true => Home {
-                node: Ipv4Addr::UNSPECIFIED,
-                ifindex: device.map_or(0, |device| device.index),
-                gateway_mac,
-            },
-            false => Home {
-                node: node.host_ip,
-                ifindex: devices.tunnel.as_ref().unwrap_or(&identity.uplink).index,
-                gateway_mac,
-            },
-        })
-    }
-}
-
-fn flows(maps: &Maps) -> Vec<(OriginalKey, OriginalRecord)> {
-    maps.flows_original.iter().flatten().map(|(key, flow)| (key.0, flow.0)).collect()
-}
-
-fn reply_key(key: &OriginalKey, flow: &OriginalRecord) -> ReplyKey {
-    ReplyKey {
-        remote: key.remote,
-        egress_ip: flow.egress_ip,
-        remote_port: key.remote_port,
-        egress_port: flow.egress_port,
-        protocol: u32::from(key.protocol()),
-    }
-}
-
-/// What was decided in the shadow has ports that nobody uses.
-pub(super) fn forget_flows(maps: &mut Maps) -> Result<()> {
-    for (key, flow) in flows(maps) {
-        // Gone already is as good.
-        let _ = maps.flows_reply.remove(&Plain(reply_key(&key, &flow)));
-        let _ = maps.flows_original.remove(&Plain(key));
-    }
-    Ok(())
-}
-
-/// Enters both halves, the reply's first, unless the flow is there. A port that another flow has is
-/// the node's to give: what has it here has ended there.
-fn enter(maps: &mut Maps, flow: &adopt::Flow) -> Result<()> {
-    let (key, original) = flow.original;
-    let (reply_key, reply) = flow.reply;
-    if let Ok(held) = maps.flows_original.get(&Plain(key), 0) {
-        if (held.0.egress_ip, held.0.egress_port) == (original.egress_ip, original.egress_port) {
-            return Ok(());
-        }
-        let _ = maps.flows_reply.remove(&Plain(self::reply_key(&key, &held.0)));
-    }
-    maps.flows_reply.insert(Plain(reply_key), Plain(reply), 0)?;
-    maps.flows_original.insert(Plain(key), Plain(original), 0)?;
-    Ok(())
-}
-
-/// A number of the flow's own; 0 is no flow's.
-fn tag() -> Result<u32> {
-    Ok(super::node::random()? | 1)
 }
