@@ -20,7 +20,8 @@ use egress_common::{
 use crate::{
     kept, log,
     maps::{
-        Maps, count_dropped, count_path, count_reason, is_node, is_shadow, pod, scratch, slot_counters,
+        Maps, count_dropped, count_path, count_reason, is_node, is_shadow, pod, scratch,
+        slot_counters,
     },
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
@@ -337,6 +338,7 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
 fn of_the_node(skb: &Skb, config: &Config) -> i32 {
     // Without a stamp what the programs masquerade looks the same.
     if config.masquerade_slot != 0
+        && !config.is_shadow()
         && config.stamp[0] != 0
         && skb.bytes::<4>(ETH_LEN + 12) == Some(config.node)
         && let Some(scratch) = scratch()
