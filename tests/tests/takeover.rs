@@ -251,7 +251,7 @@ fn whoever_is_killed_at_any_moment_loses_no_connection() -> Result<()> {
     let site = Site::new(&rig)?;
     let mut crowds = site.crowds(20, 0)?;
     let before = site.rules()?;
-    let turns = std::env::var("EGRESS_KILLS").map_or(6, |turns| turns.parse().unwrap_or(6));
+    let turns = std::env::var("EGRESS_KILLS").map_or(3, |turns| turns.parse().unwrap_or(3));
     site.under_traffic(&mut crowds, || {
         for turn in 0..turns {
             for verb in ["takeover", "handback"] {

@@ -40,7 +40,7 @@ use crate::{
     import::Words,
     iptables::{self, rules},
     plan::Plan,
-    reconcile::maps,
+    reconcile::{maps, strays},
     source::{files::Input, watch::Watched},
     sweep::{self, sweep},
     takeover::{
@@ -209,7 +209,7 @@ pub async fn hand_back(
             return Ok(back.report);
         }
     }
-    back.end(&bpffs)
+    back.end(&bpffs).await
 }
 
 /// Lets a running agent go, without its taking anything along.
@@ -457,7 +457,9 @@ impl Passage {
             .map(|entry| (entry.original, entry))
             .collect();
         let (mut given, mut kept) = (0, 0);
-        for (key, original) in flows(&self.agent.maps) {
+        // A port that is held for every remote is no connection.
+        let flows = flows(&self.agent.maps).into_iter();
+        for (key, original) in flows.filter(|(key, _)| !key.is_for_any_remote()) {
             let reply = self.agent.maps.flows_reply.get(&Plain(reply_key(&key, &original)), 0);
             let Ok(reply) = reply else { continue };
             let Some(entry) = adopt::entry(&key, &original, &reply.0, &config, now) else {
@@ -491,7 +493,8 @@ impl Passage {
     }
 
     /// The programs go, and nothing of egress is left but the addresses.
-    fn end(mut self, bpffs: &Path) -> Result<Report> {
+    async fn end(mut self, bpffs: &Path) -> Result<Report> {
+        strays::reconcile(None).await?;
         let removed = bpf::remove_pins(bpffs)?;
         StatusFile::new(&self.run_dir).remove();
         Journal::remove(&self.run_dir)?;

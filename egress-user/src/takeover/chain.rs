@@ -85,7 +85,10 @@ pub fn hosted(plan: &Plan) -> BTreeMap<u32, Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Address, Policy};
+    use crate::{
+        model::Mapping,
+        plan::{Address, Policy},
+    };
 
     const SAVED: &str = "*nat
 -A OPENSHIFT-MASQUERADE -m mark --mark 0x1/0x1 -j RETURN
@@ -116,6 +119,7 @@ COMMIT
                     action: Action::Snat,
                     egress_ips: vec![ip(last)],
                     mark: *mark,
+                    mapping: Mapping::default(),
                 })
                 .collect(),
             flows: Vec::new(),
