@@ -202,7 +202,8 @@ fn all_at_once(means: &mut Means, task: &Task) -> Result<f64> {
 }
 
 fn installed(means: &mut Means, known: u32) -> Result<Rig> {
-    let setting = Setting { entry: Entry::Tunnel, policies: known, sockets: false };
+    let setting =
+        Setting { entry: Entry::Tunnel, policies: known, masquerade: false, sockets: false };
     let mut rig = Rig::new("control", setting)?;
     means.install(&mut rig)?;
     Ok(rig)

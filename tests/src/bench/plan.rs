@@ -83,7 +83,10 @@ impl Level {
         if self == Self::Full {
             all.extend(full());
         }
-        all.sort_by_key(|workload| (workload.talk.is_some(), workload.policies, workload.entry));
+        all.sort_by_key(|workload| {
+            let Workload { talk, masquerade, policies, entry, .. } = workload;
+            (talk.is_some(), *masquerade, *policies, *entry)
+        });
         all
     }
 }
@@ -99,6 +102,8 @@ fn quick() -> Vec<Workload> {
         Workload::new("tunnel/replies-10k", Tunnel, Established(TEN_THOUSAND), 1).replies(),
         Workload::new("gateway/established-10k", Gateway, Established(TEN_THOUSAND), 1),
         Workload::new("gateway/new-1000-vnids", Gateway, New, 1_000),
+        Workload::new("gateway/masqueraded-10k", Gateway, Established(TEN_THOUSAND), 1)
+            .masqueraded(),
     ]
 }
 
