@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -214,6 +214,14 @@ pub mod action {
     pub const DROP: u8 = 2;
 }
 
+/// What [`Slot::mapping`] says: what a new flow's egress port depends on (RFC 4787, section 4.1).
+pub mod mapping {
+    /// The remote too: meanwhile the port serves other flows towards other remotes.
+    pub const ENDPOINT_DEPENDENT: u8 = 0;
+    /// The pod's address, port and protocol alone: see [`crate::mapping`].
+    pub const ENDPOINT_INDEPENDENT: u8 = 1;
+}
+
 /// What a VNID gets on this node. An element of an array that the `policy` map points into.
 ///
 /// One egress IP: a second one of the same VNID on the same node is refused by the planner, since
@@ -227,7 +235,8 @@ pub struct Slot {
     /// Interface towards the outside.
     pub uplink: u32,
     pub action: u8,
-    pub pad: [u8; 3],
+    pub mapping: u8,
+    pub pad: [u8; 2],
     /// The uplink's, in bytes from the IPv4 header on; 0: not looked at.
     pub mtu: u32,
     /// Most flows at a time; 0: no limit.
@@ -236,8 +245,16 @@ pub struct Slot {
     pub max_new_flows: u32,
     /// The uplink as XDP sees it.
     pub wire: Wire,
-    pub pad2: [u8; 28],
+    /// Most ports that are held for every remote; 0: no limit.
+    pub max_ports: u32,
+    pub pad2: [u8; 24],
 }
+
+/// Stands for every remote in the keys of a port that is held for all of them. No flow's remote:
+/// nothing is translated towards it.
+pub const ANY_REMOTE: [u8; 4] = [255; 4];
+/// Beside the protocol in the reply's key of such a port: no packet's key has it.
+const FOR_ANY_REMOTE: u32 = 1 << 8;
 
 /// A flow's key in its original direction.
 #[repr(C)]
@@ -267,6 +284,31 @@ impl OriginalKey {
     pub fn protocol(&self) -> u8 {
         self.vnid_protocol as u8
     }
+
+    /// Whether this is a port held for every remote, and no flow.
+    #[inline(always)]
+    pub fn is_for_any_remote(&self) -> bool {
+        self.remote == ANY_REMOTE
+    }
+
+    /// The key of the port that this flow shares with others of its pod's port.
+    #[inline(always)]
+    pub fn for_any_remote(&self) -> Self {
+        Self { remote: ANY_REMOTE, remote_port: [0, 0], ..*self }
+    }
+
+    /// The other half's key.
+    #[inline(always)]
+    pub fn reply(&self, egress_ip: [u8; 4], egress_port: [u8; 2]) -> ReplyKey {
+        let beside = if self.is_for_any_remote() { FOR_ANY_REMOTE } else { 0 };
+        ReplyKey {
+            remote: self.remote,
+            egress_ip,
+            remote_port: self.remote_port,
+            egress_port,
+            protocol: u32::from(self.protocol()) | beside,
+        }
+    }
 }
 
 /// A flow's key in its reply direction. Holding it is holding the egress port.
@@ -278,6 +320,26 @@ pub struct ReplyKey {
     pub remote_port: [u8; 2],
     pub egress_port: [u8; 2],
     pub protocol: u32,
+}
+
+impl ReplyKey {
+    /// Whether this is a port held for every remote, and no flow.
+    #[inline(always)]
+    pub fn is_for_any_remote(&self) -> bool {
+        self.protocol & FOR_ANY_REMOTE != 0
+    }
+
+    /// The other half's key.
+    #[inline(always)]
+    pub fn original(&self, pod: [u8; 4], pod_port: [u8; 2], vnid: u32) -> OriginalKey {
+        OriginalKey {
+            pod,
+            remote: self.remote,
+            pod_port,
+            remote_port: self.remote_port,
+            vnid_protocol: vnid << 8 | self.protocol & 0xff,
+        }
+    }
 }
 
 /// The link-layer header's addresses towards the next hop, in three words: destination, source.
@@ -297,7 +359,8 @@ pub fn turned(macs: MacWords) -> MacWords {
 pub struct OriginalFlow {
     pub egress_ip: [u8; 4],
     pub egress_port: [u8; 2],
-    pub pad: u16,
+    /// 1: the port is held for every remote, by an entry of its own.
+    pub shares: u16,
     pub hop: NextHop,
     pub slot: Cell<u32>,
     /// Where the pod's packets come from: see [`ReplyFlow::node`].
@@ -306,7 +369,9 @@ pub struct OriginalFlow {
     /// The same number in both entries of a flow: tells a reused entry from the one meant.
     pub tag: u32,
     pub life: Life,
+    /// Of a port held for every remote: the flows that share it.
     pub packets: Cell<u64>,
+    /// Of such a port: the remote, and its port, of the flow that used it last.
     pub bytes: Cell<u64>,
 }
 
@@ -316,7 +381,8 @@ pub struct OriginalFlow {
 pub struct ReplyFlow {
     pub pod: [u8; 4],
     pub pod_port: [u8; 2],
-    pub pad: u16,
+    /// As [`OriginalFlow::shares`].
+    pub shares: u16,
     pub vnid: u32,
     pub slot: Cell<u32>,
     /// The node whose tunnel the pod is behind; all zero: the pod is behind `ifindex`.
@@ -337,7 +403,7 @@ pub struct ReplyFlow {
 pub struct OriginalRecord {
     pub egress_ip: [u8; 4],
     pub egress_port: [u8; 2],
-    pub pad: u16,
+    pub shares: u16,
     pub hop: [u64; 2],
     pub slot: u32,
     pub node: [u8; 4],
@@ -354,7 +420,7 @@ pub struct OriginalRecord {
 pub struct ReplyRecord {
     pub pod: [u8; 4],
     pub pod_port: [u8; 2],
-    pub pad: u16,
+    pub shares: u16,
     pub vnid: u32,
     pub slot: u32,
     pub node: [u8; 4],
@@ -430,7 +496,11 @@ pub struct FragmentKey {
     pub pad: u8,
 }
 
-/// The flow that the first fragment belongs to: the others carry no ports.
+/// Most separate runs of a packet's fragments.
+pub const RUNS: usize = 6;
+
+/// The flow that the first fragment belongs to, since the others carry no ports, and what has passed
+/// of the packet.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FragmentOwner {
@@ -438,6 +508,26 @@ pub struct FragmentOwner {
     pub flow: ReplyKey,
     /// When the first fragment came, in ticks.
     pub seen: u32,
+    /// Where the packet ends, in units of eight bytes; 0: the last fragment has not come.
+    pub end: u16,
+    pub pad: u16,
+    /// From and to, in those units; none where both are the same.
+    pub runs: [[u16; 2]; RUNS],
+}
+
+/// Most bytes of a frame that is kept, and one more.
+pub const KEPT_BYTES: usize = 2048;
+
+/// A fragment from outside that came before the first of its packet: an element of the `kept` map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Kept {
+    pub key: FragmentKey,
+    /// When it came, in ticks.
+    pub seen: u32,
+    /// Of the frame.
+    pub length: u32,
+    pub frame: [u8; KEPT_BYTES],
 }
 
 /// Where the clock hand finds a flow: an element of the `places` map.
@@ -465,6 +555,9 @@ pub struct Usage {
     /// The tick, but for its first byte, and how many answers were sent in it: see
     /// [`crate::limit::may_answer`].
     pub answers: Cell<u32>,
+    /// Held for every remote; each is among `flows` too.
+    pub ports: Cell<u32>,
+    pub pad: u32,
 }
 
 /// [`Usage`] as it is copied out of the map.
@@ -475,6 +568,8 @@ pub struct UsageRecord {
     pub window: u32,
     pub new_flows: u32,
     pub answers: u32,
+    pub ports: u32,
+    pub pad: u32,
 }
 
 /// What a policy's packets came to, by slot and CPU.

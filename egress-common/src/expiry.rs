@@ -35,7 +35,12 @@ pub fn remaining<T: Tables>(
         Some(original) if original.tag == flow.tag => {
             let moment = original.life.now();
             let age = reply_age.min(state::age(now, moment.last_seen));
-            state::timeout(config, of_protocol, moment.flags, reply.flags).saturating_sub(age)
+            let rest = if key.is_for_any_remote() {
+                state::shared_timeout(config, of_protocol, original.packets.get())
+            } else {
+                state::timeout(config, of_protocol, moment.flags, reply.flags)
+            };
+            rest.saturating_sub(age)
         }
         _ => state::shortest(config, of_protocol).min(BEAT).saturating_sub(reply_age),
     }

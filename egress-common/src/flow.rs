@@ -7,11 +7,12 @@ use core::cell::Cell;
 use crate::{
     abi::{
         Claim, Config, FragmentKey, FragmentOwner, MacWords, NextHop, OriginalFlow, OriginalKey,
-        ReplyFlow, ReplyKey, Slot, action, turned,
+        ReplyFlow, ReplyKey, Slot, action, mapping::ENDPOINT_INDEPENDENT, turned,
     },
     expiry,
+    fragment::Piece,
     lease::{Search, lease},
-    limit, masquerade,
+    limit, mapping, masquerade,
     nat::{Answer, By, Origin, Translation, Way},
     reason::Reason,
     rewrite::Hop,
@@ -38,6 +39,7 @@ pub struct Scratch {
     /// Which fragment, and whose it is.
     pub fragment: FragmentKey,
     pub fragment_owner: FragmentOwner,
+    pub piece: Piece,
     pub original: OriginalFlow,
     pub reply: ReplyFlow,
     /// The verdict's particulars.
@@ -45,6 +47,8 @@ pub struct Scratch {
     pub answer: Answer,
     /// The new flow's.
     pub tag: u32,
+    /// 1: the new flow's port is the one in `lease`, which its pod's port holds for every remote.
+    pub shares: u16,
     pub macs: MacWords,
     /// Whether `macs` are known: 1 or 0.
     pub macs_known: u32,
@@ -75,16 +79,25 @@ pub fn find_or_create<T: Tables>(
     context: &Context,
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
-    let Some(flow) = tables.original(&scratch.key) else {
-        return create(tables, context, scratch);
-    };
+    let found = tables.original(&scratch.key);
     // A flow outlives a change of its policy that leaves it its address. Comparing with the slot's
     // also means that an element reused under our eyes cannot lend us another tenant's address.
-    if flow.egress_ip != context.slot.egress_ip {
-        // The tenant's address changed: this flow ends, and the packet begins one.
-        remove_pair(tables, flow, scratch);
-        return create(tables, context, scratch);
-    }
+    let flow = match found {
+        Some(flow)
+            if flow.egress_ip == context.slot.egress_ip
+                && !is_cut_off(tables, context, flow, scratch) =>
+        {
+            flow
+        }
+        _ => {
+            // The tenant's address changed, or the port is another pod's by now: this flow ends,
+            // and the packet begins one.
+            if let Some(flow) = found {
+                remove_pair(tables, flow, scratch);
+            }
+            return create(tables, context, scratch);
+        }
+    };
     let Origin { node, ifindex, .. } = scratch.origin;
     if flow.node.get() != node
         || flow.ifindex.get() != ifindex
@@ -107,6 +120,21 @@ pub fn find_or_create<T: Tables>(
     Ok(())
 }
 
+/// Whether a flow that shares a port has rested until the port was gone. Asked once a beat, which
+/// also keeps the port from resting.
+#[inline(always)]
+fn is_cut_off<T: Tables>(
+    tables: &T,
+    context: &Context,
+    flow: &OriginalFlow,
+    scratch: &mut Scratch,
+) -> bool {
+    let Scratch { key, other, .. } = scratch;
+    flow.shares == 1
+        && flow.life.now().is_due(context.now)
+        && !mapping::keep(tables, context.now, key, flow.egress_port, other)
+}
+
 #[inline(always)]
 pub fn count(packets: &Cell<u64>, bytes: &Cell<u64>, by: u64) {
     // Not an atomic addition: one flow's packets come on one CPU, and exactness is in the
@@ -124,7 +152,7 @@ fn move_home<T: Tables>(
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
     known_node(tables, scratch.origin.node)?;
-    scratch.lease = reply_key(&scratch.key, flow);
+    scratch.lease = scratch.key.reply(flow.egress_ip, flow.egress_port);
     if let Some(reply) = tables.reply(&scratch.lease)
         && reply.tag == flow.tag
     {
@@ -134,7 +162,7 @@ fn move_home<T: Tables>(
         reply.macs.set(turned(scratch.origin.macs));
     }
     if flow.slot.get() != scratch.translation.slot {
-        limit::began(tables, scratch.translation.slot);
+        limit::began(tables, scratch.translation.slot, &scratch.key);
         flow.slot.set(scratch.translation.slot);
     }
     flow.node.set(scratch.origin.node);
@@ -151,7 +179,7 @@ fn known_node<T: Tables>(tables: &T, node: [u8; 4]) -> Result<(), Reason> {
 /// A new SYN on a closed flow reopens it (RFC 9293, section 3.6.1): both halves start afresh.
 #[inline(always)]
 fn reopen<T: Tables>(tables: &T, now: u32, flow: &OriginalFlow, scratch: &mut Scratch) {
-    scratch.lease = reply_key(&scratch.key, flow);
+    scratch.lease = scratch.key.reply(flow.egress_ip, flow.egress_port);
     let Some(reply) = tables.reply(&scratch.lease) else { return };
     let closing = u32::from(tcp::FIN | tcp::RST);
     let carried = flow.life.now().flags | reply.life.now().flags;
@@ -192,34 +220,21 @@ fn look_up_next_hop<T: Tables>(tables: &T, context: &Context, scratch: &mut Scra
 }
 
 #[inline(always)]
-fn reply_key(key: &OriginalKey, flow: &OriginalFlow) -> ReplyKey {
-    ReplyKey {
-        remote: key.remote,
-        egress_ip: flow.egress_ip,
-        remote_port: key.remote_port,
-        egress_port: flow.egress_port,
-        protocol: u32::from(key.protocol()),
-    }
-}
-
-#[inline(always)]
 pub fn original_key(key: &ReplyKey, flow: &ReplyFlow) -> OriginalKey {
-    OriginalKey {
-        pod: flow.pod,
-        remote: key.remote,
-        pod_port: flow.pod_port,
-        remote_port: key.remote_port,
-        vnid_protocol: flow.vnid << 8 | key.protocol,
-    }
+    key.original(flow.pod, flow.pod_port, flow.vnid)
 }
 
+/// Ends the flow of `scratch.key`.
 #[inline(always)]
-fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch) {
-    scratch.lease = reply_key(&scratch.key, flow);
+pub fn remove_pair<T: Tables>(tables: &T, flow: &OriginalFlow, scratch: &mut Scratch) {
+    scratch.lease = scratch.key.reply(flow.egress_ip, flow.egress_port);
     if tables.reply(&scratch.lease).is_some_and(|reply| reply.tag == flow.tag) {
         give_back(tables, &scratch.lease);
     }
-    limit::ended(tables, flow.slot.get(), scratch.key.vnid());
+    limit::ended(tables, flow.slot.get(), &scratch.key);
+    if flow.shares == 1 {
+        mapping::leave(tables, &scratch.key, flow.egress_port, &mut scratch.other);
+    }
     tables.remove_original(&scratch.key);
 }
 
@@ -231,9 +246,14 @@ pub fn remove_reply_pair<T: Tables>(
     other: &mut OriginalKey,
 ) {
     *other = original_key(key, flow);
-    if tables.original(other).is_some_and(|original| original.tag == flow.tag) {
-        limit::ended(tables, flow.slot.get(), flow.vnid);
+    if let Some(original) = tables.original(other)
+        && original.tag == flow.tag
+    {
+        limit::ended(tables, original.slot.get(), other);
         tables.remove_original(other);
+        if flow.shares == 1 {
+            mapping::leave(tables, &{ *other }, key.egress_port, other);
+        }
     }
     give_back(tables, key);
 }
@@ -258,6 +278,37 @@ fn create<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Re
     masquerade::admit(tables, context, scratch)?;
     limit::admit(tables, scratch.translation.slot, context.slot, context.now)?;
     expiry::sweep(tables, context.config, scratch);
+    scratch.shares = 0;
+    if context.slot.mapping == ENDPOINT_INDEPENDENT && protocol::has_ports(scratch.key.protocol()) {
+        scratch.key = scratch.key.for_any_remote();
+        if !mapping::find(tables, context, scratch) {
+            limit::admit_port(tables, scratch.translation.slot, context.slot)?;
+            make(tables, context, scratch)?;
+            // It has got the place that the hand had found: one more for the flow.
+            expiry::sweep(tables, context.config, scratch);
+        }
+        name(scratch);
+        scratch.shares = 1;
+    }
+    make(tables, context, scratch)
+}
+
+/// Names in `scratch.key` the flow of the pod's packet at hand.
+#[inline(always)]
+pub fn name(scratch: &mut Scratch) {
+    let Scratch { ip, transport, origin, .. } = scratch;
+    scratch.key = OriginalKey {
+        pod: ip.source,
+        remote: ip.destination,
+        pod_port: transport.ports.source,
+        remote_port: transport.ports.destination,
+        vnid_protocol: origin.vnid << 8 | u32::from(ip.protocol),
+    };
+}
+
+/// Makes the flow, or the port for every remote, that `scratch.key` names.
+#[inline(always)]
+fn make<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
     // 0 is no flow's.
     scratch.tag = tables.random() | 1;
     lease(tables, context, scratch)?;
@@ -275,7 +326,10 @@ fn begins(of_protocol: u8, flags: u8) -> bool {
 /// Enters the original's half, the reply's being in place.
 #[inline(never)]
 fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
-    look_up_next_hop(tables, context, scratch);
+    let is_flow = !scratch.key.is_for_any_remote();
+    if is_flow {
+        look_up_next_hop(tables, context, scratch);
+    }
     let generation = if scratch.macs_known == 1 { context.config.next_hop_generation } else { 0 };
     scratch.original = OriginalFlow {
         egress_ip: scratch.lease.egress_ip,
@@ -286,13 +340,16 @@ fn enter<T: Tables>(tables: &T, context: &Context, scratch: &mut Scratch) -> Res
         ifindex: scratch.origin.ifindex.into(),
         tag: scratch.tag,
         life: Life::new(context.now, context.flags),
-        packets: 1.into(),
+        packets: u64::from(is_flow).into(),
         bytes: context.length.into(),
-        pad: 0,
+        shares: scratch.shares,
     };
     match tables.insert_original(&scratch.key, &scratch.original) {
         Ok(()) => {
-            limit::began(tables, scratch.translation.slot);
+            limit::began(tables, scratch.translation.slot, &scratch.key);
+            if scratch.shares == 1 {
+                mapping::join(tables, context.now, scratch);
+            }
             expiry::record(tables, context, scratch);
             Ok(())
         }

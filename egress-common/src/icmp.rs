@@ -101,7 +101,7 @@ pub fn original_error<P: Packet, T: Tables>(
     };
     let slot = tables.slot(scratch.translation.slot).ok_or(Reason::PolicyDrop)?;
     let flow = tables.original(&scratch.key).ok_or(Reason::NoFlow)?;
-    if flow.egress_ip != slot.egress_ip {
+    if scratch.key.is_for_any_remote() || flow.egress_ip != slot.egress_ip {
         return Err(Reason::NoFlow);
     }
     let mapping = (flow.egress_ip, flow.egress_port);

@@ -8,6 +8,7 @@ use crate::{
     crowd::{self, NO_PORT},
     expiry::remaining,
     flow::{Context, Scratch, remove_reply_pair},
+    mapping,
     port::Candidates,
     reason::Reason,
     state::{self, Life},
@@ -21,15 +22,30 @@ pub const WALK: u32 = 6;
 pub const TRIES: u32 = 25;
 
 /// A search under way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Search {
     pub candidates: Candidates,
     pub tries: u32,
     pub outcome: Outcome,
     /// 1: only the port at hand will do.
     pub only: u32,
+    /// What is said if none is free that would do.
+    pub refusal: Reason,
     /// How far an empty bitmap has been filled.
     pub word: u32,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Self {
+            candidates: Candidates::default(),
+            tries: 0,
+            outcome: Outcome::default(),
+            only: 0,
+            refusal: Reason::PortsExhausted,
+            word: 0,
+        }
+    }
 }
 
 /// What a search has come to.
@@ -45,18 +61,38 @@ pub enum Outcome {
 }
 
 /// Leases an egress port for the flow of `scratch.key`.
-///
-/// A stream without a flow is picked up by its ACK, so that a moved egress IP keeps it; only with
-/// its own port, since any other would be a stranger's to the remote.
-#[inline(never)]
+#[inline(always)]
 pub fn lease<T: Tables>(
     tables: &T,
     context: &Context,
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
+    prepare(context, scratch)?;
+    tables.repeat::<Try>(TRIES, scratch);
+    tables.count_tries(scratch.search.tries);
+    match scratch.search.outcome {
+        Outcome::Leased => Ok(()),
+        Outcome::Full => Err(Reason::FlowTableFull),
+        Outcome::Taken | Outcome::Searching => Err(scratch.search.refusal),
+    }
+}
+
+/// Where the search begins, and what is entered when it has found a port. A function of its own:
+/// what it distinguishes is forgotten when the search begins, which the verifier follows once.
+///
+/// A stream without a flow is picked up by its ACK, so that a moved egress IP keeps it; only with
+/// its own port, since any other would be a stranger's to the remote.
+#[inline(never)]
+fn prepare(context: &Context, scratch: &mut Scratch) -> Result<(), Reason> {
     let key = &scratch.key;
     let of_protocol = key.protocol();
     let picked_up = of_protocol == protocol::TCP && context.flags & tcp::SYN == 0;
+    let shares = scratch.shares;
+    // Who shares a port gets no other.
+    let port = if shares == 1 { scratch.lease.egress_port } else { key.pod_port };
+    if picked_up && port != key.pod_port {
+        return Err(Reason::NoFlow);
+    }
     let origin = scratch.origin;
     scratch.reply = ReplyFlow {
         pod: key.pod,
@@ -68,36 +104,29 @@ pub fn lease<T: Tables>(
         macs: turned(origin.macs).into(),
         tag: scratch.tag,
         life: Life::new(context.now, 0),
-        pad: 0,
+        shares,
         packets: 0.into(),
         bytes: 0.into(),
     };
     let mut candidates =
         Candidates::new(context.config, context.slot.vnid, of_protocol, scratch.tag);
-    scratch.lease = ReplyKey {
-        remote: key.remote,
-        egress_ip: context.slot.egress_ip,
-        remote_port: key.remote_port,
-        egress_port: key.pod_port,
-        protocol: u32::from(of_protocol),
-    };
-    if !candidates.contains(scratch.lease.egress_port) {
+    scratch.lease = key.reply(context.slot.egress_ip, port);
+    if shares == 0 && !candidates.contains(port) {
         if picked_up {
             return Err(Reason::NoFlow);
         }
         scratch.lease.egress_port = candidates.advance();
     }
-    let only = u32::from(picked_up || !protocol::has_ports(of_protocol));
-    scratch.search = Search { candidates, tries: 0, outcome: Outcome::Searching, only, word: 0 };
-    tables.repeat::<Try>(TRIES, scratch);
-    tables.count_tries(scratch.search.tries);
-    match scratch.search.outcome {
-        Outcome::Leased => Ok(()),
-        Outcome::Full => Err(Reason::FlowTableFull),
-        Outcome::Taken if picked_up => Err(Reason::NoFlow),
-        Outcome::Taken => Err(Reason::ProtocolTaken),
-        Outcome::Searching => Err(Reason::PortsExhausted),
-    }
+    let (only, refusal) = if picked_up {
+        (1, Reason::NoFlow)
+    } else if !protocol::has_ports(of_protocol) {
+        (1, Reason::ProtocolTaken)
+    } else {
+        (u32::from(shares), Reason::PortsExhausted)
+    };
+    scratch.search =
+        Search { candidates, tries: 0, outcome: Outcome::Searching, only, refusal, word: 0 };
+    Ok(())
 }
 
 struct Try;
@@ -147,12 +176,15 @@ impl<T: Tables> Step<T> for Try {
 /// One port: free, or its holder's time is over.
 #[inline(always)]
 fn lease_port<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<(), InsertError> {
-    let Scratch { lease, reply, other, claim, .. } = scratch;
-    let taken = match tables.insert_reply(lease, reply) {
-        Err(InsertError::Taken) => tables.reply(lease),
+    match tables.insert_reply(&scratch.lease, &scratch.reply) {
+        Err(InsertError::Taken) => {}
         other => return other,
-    };
-    let (Some(holder), Some(config)) = (taken, tables.config()) else {
+    }
+    if scratch.lease.is_for_any_remote() {
+        mapping::end_last(tables, scratch);
+    }
+    let Scratch { lease, reply, other, claim, .. } = scratch;
+    let (Some(holder), Some(config)) = (tables.reply(lease), tables.config()) else {
         return Err(InsertError::Taken);
     };
     let now = tables.now();

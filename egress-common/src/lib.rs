@@ -17,6 +17,7 @@ pub mod fragment;
 pub mod icmp;
 pub mod lease;
 pub mod limit;
+pub mod mapping;
 pub mod mark;
 pub mod masquerade;
 pub mod nat;

@@ -1,7 +1,7 @@
 //! How many flows a tenant may have, how fast it may begin them, and how much is answered on its
 //! behalf: so that one cannot take another's room.
 use crate::{
-    abi::{Slot, WINDOW_SHIFT},
+    abi::{OriginalKey, Slot, WINDOW_SHIFT},
     reason::Reason,
     tables::Tables,
 };
@@ -45,19 +45,36 @@ pub fn may_answer<T: Tables>(tables: &T, index: u32) -> bool {
     true
 }
 
-/// The tenant has a flow more.
+/// Whether the tenant in slot `index` may hold one more port for every remote.
 #[inline(always)]
-pub fn began<T: Tables>(tables: &T, index: u32) {
-    if let Some(usage) = tables.usage(index) {
-        usage.flows.set(usage.flows.get().wrapping_add(1));
+pub fn admit_port<T: Tables>(tables: &T, index: u32, slot: &Slot) -> Result<(), Reason> {
+    match tables.usage(index) {
+        Some(usage) if slot.max_ports != 0 && usage.ports.get() >= slot.max_ports => {
+            Err(Reason::PortLimit)
+        }
+        _ => Ok(()),
     }
 }
 
-/// A flow of `vnid` that was in slot `index` has ended; the slot may be another tenant's by now.
+/// The tenant in slot `index` has a flow more, or a port for every remote.
 #[inline(always)]
-pub fn ended<T: Tables>(tables: &T, index: u32, vnid: u32) {
+pub fn began<T: Tables>(tables: &T, index: u32, key: &OriginalKey) {
+    let Some(usage) = tables.usage(index) else { return };
+    usage.flows.set(usage.flows.get().wrapping_add(1));
+    if key.is_for_any_remote() {
+        usage.ports.set(usage.ports.get().wrapping_add(1));
+    }
+}
+
+/// What [`began`] in slot `index` has ended; the slot may be another tenant's by now.
+#[inline(always)]
+pub fn ended<T: Tables>(tables: &T, index: u32, key: &OriginalKey) {
     let (Some(usage), Some(slot)) = (tables.usage(index), tables.slot(index)) else { return };
-    if slot.serves(vnid) {
-        usage.flows.set(usage.flows.get().saturating_sub(1));
+    if !slot.serves(key.vnid()) {
+        return;
+    }
+    usage.flows.set(usage.flows.get().saturating_sub(1));
+    if key.is_for_any_remote() {
+        usage.ports.set(usage.ports.get().saturating_sub(1));
     }
 }

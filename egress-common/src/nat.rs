@@ -2,14 +2,18 @@
 //!
 //! `Pass` is what is none of ours; what is ours and cannot be treated is an `Err(Reason)`: it is
 //! dropped and counted. The order of the questions is the contract's (docs/architecture.md).
-//! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's.
+//! Mapping is endpoint-dependent (RFC 4787 calls it address and port-dependent), as nf_nat's, unless
+//! the policy says otherwise ([`crate::mapping`]).
 use crate::{
-    abi::{Config, MacWords, NO_SLOT, NO_VNID, OriginalKey, ReplyKey, action, xdp_send},
+    abi::{Config, MacWords, NO_SLOT, NO_VNID, ReplyKey, action, xdp_send},
     expiry::remaining,
-    flow::{Context, Scratch, count, find_or_create, remove_reply_pair, still_allowed, way_back},
-    fragment::{is_too_big, later_original, later_reply, remember_owner},
+    flow::{
+        Context, Scratch, count, find_or_create, name, original_key, remove_reply_pair,
+        still_allowed, way_back,
+    },
+    fragment::{is_noted, is_too_big, later_original, later_reply, remember_owner},
     icmp::{original_error, reply_error},
-    masquerade,
+    mapping, masquerade,
     reason::Reason,
     rewrite::{Hop, Rewrite, Side, rewrite},
     state,
@@ -31,6 +35,9 @@ pub enum Verdict {
     Translate,
     /// The packet is dropped for a reason, and its sender is told: `scratch.answer`.
     Answer,
+    /// A fragment whose packet's first has not come: to be kept, and to arrive anew behind that one.
+    /// `scratch.fragment` is its packet.
+    Keep,
 }
 
 /// A rewrite and where the packet goes with it.
@@ -151,19 +158,21 @@ pub fn translate_original<P: Packet, T: Tables>(
     let config = tables.config().ok_or(Reason::NotReady)?;
     let vnid = scratch.origin.vnid;
     let own = if vnid == NO_VNID { None } else { tables.policy(vnid) };
-    if let Some(&index) = own {
-        scratch.translation.slot = index;
-        return leave(packet, tables, config, vnid, scratch);
-    }
-    if config.masquerade_slot == 0 {
-        return Ok(Verdict::Pass);
-    }
-    scratch.translation.slot = config.masquerade_slot;
-    match leave(packet, tables, config, NO_VNID, scratch) {
+    let (index, owner) = match own {
+        Some(&index) => (index, vnid),
+        None if config.masquerade_slot == 0 => return Ok(Verdict::Pass),
+        None => (config.masquerade_slot, NO_VNID),
+    };
+    scratch.translation.slot = index;
+    match leave(packet, tables, config, owner, scratch) {
         // What is not plainly a pod's own connection goes up the stack: it may be the answer to one
         // that the node's NAT let in, or be routed elsewhere. What then comes to the uplink with a
         // pod's address is translated there, or dropped.
-        Err(reason) if reason.is_no_flow() && scratch.origin.hop != Hop::Stack => Ok(Verdict::Pass),
+        Err(reason)
+            if owner == NO_VNID && reason.is_no_flow() && scratch.origin.hop != Hop::Stack =>
+        {
+            Ok(Verdict::Pass)
+        }
         verdict => verdict,
     }
 }
@@ -230,13 +239,7 @@ fn leave<P: Packet, T: Tables>(
         scratch.answer = Answer::too_big(config.node, slot.mtu);
         return Ok(Verdict::Answer);
     }
-    scratch.key = OriginalKey {
-        pod: scratch.ip.source,
-        remote: scratch.ip.destination,
-        pod_port: scratch.transport.ports.source,
-        remote_port: scratch.transport.ports.destination,
-        vnid_protocol: scratch.origin.vnid << 8 | u32::from(scratch.ip.protocol),
-    };
+    name(scratch);
     let flags = scratch.transport.flags;
     let context = Context { config, slot, now: tables.now(), flags, length: packet.length() };
     if let Err(reason) = find_or_create(tables, &context, scratch) {
@@ -292,6 +295,8 @@ pub fn translate_reply<P: Packet, T: Tables>(
         Err(reason) if reason.is_no_flow() && scratch.ip.destination == config.node => {
             Ok(Verdict::Pass)
         }
+        // Behind no first fragment: nobody can say that it is not the node's.
+        Ok(Verdict::Keep) if scratch.ip.destination == config.node => Ok(Verdict::Pass),
         verdict => verdict,
     }
 }
@@ -329,12 +334,15 @@ fn come_back<P: Packet, T: Tables>(
             return Err(Reason::Fragment);
         }
         if kind == Kind::Later {
+            if !is_noted(tables, scratch) {
+                return Ok(Verdict::Keep);
+            }
             later_reply(tables, scratch)?;
             return Ok(Verdict::Translate);
         }
         if kind == Kind::Error {
             reply_error(packet, tables, scratch)?;
-            remember_owner(tables, scratch);
+            remember_owner(tables, scratch)?;
             return Ok(Verdict::Translate);
         }
     }
@@ -364,9 +372,13 @@ fn come_back<P: Packet, T: Tables>(
         scratch.answer = Answer::too_big(scratch.ip.destination, config.tunnel_mtu);
         return Ok(Verdict::Answer);
     }
-    flow.life.see(now, scratch.transport.flags);
+    if flow.life.see(now, scratch.transport.flags) && flow.shares == 1 {
+        let (key, port) = (original_key(&scratch.lease, flow), scratch.lease.egress_port);
+        // If it is held for another pod by now, the flow's next packet from its pod sees that.
+        mapping::keep(tables, now, &key, port, &mut scratch.other);
+    }
     count(&flow.packets, &flow.bytes, packet.length());
-    remember_owner(tables, scratch);
+    remember_owner(tables, scratch)?;
     let pod = (flow.pod, flow.pod_port);
     scratch.translation = Translation {
         rewrite: rewrite(&scratch.ip, &scratch.transport, Side::Destination, pod, hop),

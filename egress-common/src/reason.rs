@@ -56,6 +56,11 @@ reasons! {
     NewFlowLimit = 19, "new_flow_limit";
     /// Of a pod that leaves only with its tenant's mark, and without one.
     Unmarked = 20, "unmarked";
+    /// The tenant holds as many ports for every remote as it may.
+    PortLimit = 21, "port_limit";
+    /// A fragment from outside that came before the first of its packet and found no room to be
+    /// kept, or waited in vain.
+    FragmentEarly = 22, "fragment_early";
 }
 
 impl Reason {
@@ -84,6 +89,7 @@ impl Reason {
                 | Self::ProtocolTaken
                 | Self::FlowLimit
                 | Self::NewFlowLimit
+                | Self::PortLimit
         )
     }
 }

@@ -99,6 +99,16 @@ pub fn timeout(config: &Config, protocol: u8, original: u32, reply: u32) -> u32 
     }
 }
 
+/// The ticks that a port may rest which so many flows share. It lives as long as the last of them,
+/// whatever state that is in; who shares it keeps it from resting.
+#[inline(always)]
+pub fn shared_timeout(config: &Config, protocol: u8, flows: u64) -> u32 {
+    match protocol {
+        protocol::TCP if flows != 0 => config.tcp_established.max(config.tcp_transitory),
+        _ => shortest(config, protocol),
+    }
+}
+
 /// The shortest that any flow of this protocol may rest: younger ones need no look at both halves.
 #[inline(always)]
 pub fn shortest(config: &Config, protocol: u8) -> u32 {

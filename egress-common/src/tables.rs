@@ -58,6 +58,7 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentOwner>;
     /// Remembers it, or whose they are now.
     fn remember_fragment(&self, key: &FragmentKey, owner: &FragmentOwner);
+    fn forget_fragment(&self, key: &FragmentKey);
 
     /// The bitmap of a crowded destination, whose key has port 0.
     fn crowd(&self, destination: &ReplyKey) -> Option<&Crowd>;

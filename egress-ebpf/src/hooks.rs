@@ -18,7 +18,7 @@ use egress_common::{
 };
 
 use crate::{
-    log,
+    kept, log,
     maps::{Maps, count_dropped, count_path, count_reason, is_node, pod, scratch, slot_counters},
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
@@ -139,6 +139,8 @@ pub mod said {
     pub const ANSWER: u32 = 2;
     /// Counted already.
     pub const DROP: u32 = 3;
+    /// Of fragments from outside, which reach only tc.
+    pub const KEEP: u32 = 4;
 }
 
 /// The engine, in a function of its own: its frame is not the hook's.
@@ -160,6 +162,7 @@ pub fn said(verdict: Result<Verdict, Reason>, scratch: &Scratch) -> u32 {
         Ok(Verdict::Pass) => said::PASS,
         Ok(Verdict::Translate) => said::TRANSLATE,
         Ok(Verdict::Answer) => said::ANSWER,
+        Ok(Verdict::Keep) => said::KEEP,
         Err(reason) => {
             count_reason(reason);
             count_dropped(scratch.translation.slot);
@@ -221,7 +224,12 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
         said::ANSWER => Ok(answer_outside(skb, scratch)),
+        said::KEEP => Ok(kept::hold(skb, scratch)),
         _ => {
+            let is_first = scratch.ip.more_fragments && scratch.ip.fragment_offset == 0;
+            if is_first && kept::release(skb, scratch) == 0 {
+                return Err(Reason::Unwritable);
+            }
             let translation = &scratch.translation;
             skb.apply(&translation.rewrite)?;
             count_reply(skb.frame_length(), translation);

@@ -4,6 +4,7 @@
 #![no_main]
 
 mod hooks;
+mod kept;
 mod log;
 mod maps;
 mod source;

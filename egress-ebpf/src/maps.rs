@@ -15,12 +15,13 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use egress_common::{
     abi::{
-        Arrival, Claim, Config, FragmentKey, FragmentOwner, MARKED_ONLY, MacWords, NodeHop,
+        Arrival, Claim, Config, FragmentKey, FragmentOwner, Kept, MARKED_ONLY, MacWords, NodeHop,
         OriginalFlow, OriginalKey, Path, Place, ReplyFlow, ReplyKey, Slot, SlotCounters,
         TICK_SHIFT, Usage,
     },
     crowd::Crowd,
     flow::Scratch,
+    fragment::ALL_PLACES,
     lease::TRIES,
     port::kind,
     reason::{REASON_COUNT, Reason},
@@ -71,6 +72,12 @@ static FLOWS_ORIGINAL: HashMap<OriginalKey, Shared<OriginalFlow>> = HashMap::pin
 static FLOWS_REPLY: HashMap<ReplyKey, Shared<ReplyFlow>> = HashMap::pinned(FLOWS, 0);
 #[map(name = "fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentOwner> = LruHashMap::pinned(8192, 0);
+/// Fragments from outside that wait for the first of their packet, by place.
+#[map(name = "kept")]
+static KEPT: HashMap<u32, Shared<Kept>> = HashMap::pinned(ALL_PLACES, 0);
+/// Room for a frame, since the programs' stack is too small for one.
+#[map(name = "kept_room")]
+static KEPT_ROOM: PerCpuArray<Shared<Kept>> = PerCpuArray::pinned(1, 0);
 /// The destinations that ports are getting scarce towards; 8.3 KiB each.
 #[map(name = "crowds")]
 static CROWDS: LruHashMap<ReplyKey, Shared<Crowd>> = LruHashMap::pinned(512, 0);
@@ -273,6 +280,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn forget_fragment(&self, key: &FragmentKey) {
+        // Gone already is as good.
+        let _ = FRAGMENTS.remove(key);
+    }
+
+    #[inline(always)]
     fn next_hop(&self, uplink: u32, source: [u8; 4], remote: [u8; 4], macs: &mut MacWords) -> bool {
         let Some((result, lookup)) = self.look_up(uplink, source, remote, BPF_FIB_LOOKUP_OUTPUT)
         else {
@@ -334,6 +347,33 @@ impl Maps {
 pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: this CPU's own element, and one program holds it at a time.
     SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut (*scratch).0 })
+}
+
+/// This CPU's room for a frame. As with [`scratch`], one program holds it at a time.
+#[inline(always)]
+pub fn kept_room() -> Option<&'static mut Kept> {
+    // SAFETY: this CPU's own element.
+    KEPT_ROOM.get_ptr_mut(0).map(|room| unsafe { &mut (*room).0 })
+}
+
+/// What is kept in a place. Written once, before it is entered; a reused element is told by whether
+/// it can still be removed.
+#[inline(always)]
+pub fn kept(place: u32) -> Option<&'static Kept> {
+    // SAFETY: as above: plain bytes, and who reads them asks afterwards whose they were.
+    unsafe { KEPT.get(place) }.map(|kept| &kept.0)
+}
+
+/// Keeps a frame in a place, if there is nothing in it.
+#[inline(always)]
+pub fn keep(place: u32, frame: &Kept) -> bool {
+    KEPT.insert(place, Shared::from_ref(frame), u64::from(BPF_NOEXIST)).is_ok()
+}
+
+/// Empties a place. Of several CPUs one has emptied it.
+#[inline(always)]
+pub fn let_go(place: u32) -> bool {
+    KEPT.remove(place).is_ok()
 }
 
 /// A link-layer header's addresses.

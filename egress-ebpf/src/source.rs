@@ -10,8 +10,8 @@ use egress_common::{abi::Path, mark::mark, reason::Reason, spread::EgressNodes, 
 
 use crate::{
     hooks,
-    maps::{Maps, count_path, count_reason, vnid_of_pod},
-    tc::{At, Skb, act, layout},
+    maps::{Maps, count_path, vnid_of_pod},
+    tc::{At, ETH_LEN, Skb, layout},
 };
 
 /// Device that one tenant's pods are behind, to the tenant's VNID.
@@ -22,44 +22,48 @@ static POD_DEVICES: HashMap<u32, u32> = HashMap::pinned(16384, 0);
 static EGRESS_NODES: HashMap<u32, EgressNodes> = HashMap::pinned(65536, 0);
 
 /// Where the source address stands in a frame, and the destination address.
-const SOURCE: usize = 14 + 12;
-const DESTINATION: usize = 14 + 16;
+const SOURCE: usize = ETH_LEN + 12;
+const DESTINATION: usize = ETH_LEN + 16;
+
+/// What [`sent_on`] says of a packet that does not go to another node; no action of tc.
+const NOT_SENT: i32 = i32::MIN;
 
 /// A pod's packet, on the device that the pod is behind.
 #[inline(always)]
 pub fn pod_ingress(context: &TcContext) -> i32 {
-    let skb = Skb::new(context);
-    match send_on(context, &skb) {
-        Ok(Some(action)) => action,
-        Ok(None) => hooks::gateway_ingress(context),
-        Err(reason) => {
-            count_reason(reason);
-            act::DROP
-        }
+    match sent_on(&Skb::new(context)) {
+        NOT_SENT => hooks::gateway_ingress(context),
+        action => action,
     }
 }
 
-/// `None`: not to another node.
+/// A function of its own for the sake of the stack.
+#[inline(never)]
+fn sent_on(skb: &Skb) -> i32 {
+    hooks::counted(send_on(skb))
+}
+
 #[inline(always)]
-fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
+fn send_on(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
-        return Ok(None);
+        return Ok(NOT_SENT);
     }
-    let source: [u8; 4] = context.load(SOURCE).map_err(|_| Reason::Malformed)?;
-    let destination: [u8; 4] = context.load(DESTINATION).map_err(|_| Reason::Malformed)?;
+    skb.pull::<{ ETH_LEN + 60 }>();
+    let source: [u8; 4] = skb.bytes(SOURCE).ok_or(Reason::Malformed)?;
+    let destination: [u8; 4] = skb.bytes(DESTINATION).ok_or(Reason::Malformed)?;
     let Some(vnid) = vnid_of_device(skb.ifindex()).or_else(|| vnid_of_pod(source)) else {
-        return Ok(None);
+        return Ok(NOT_SENT);
     };
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
     // The tenant is known by its device, so a stranger's address would leave as the tenant's.
     if config.is_untouched(destination) || maps.policy(vnid).is_none() {
-        return Ok(None);
+        return Ok(NOT_SENT);
     }
     let Some(nodes) = egress_nodes(vnid) else {
         // The gateway's program knows tenants by their mark.
         skb.set_mark(mark(vnid, config.masquerade_bit, layout(config)));
-        return Ok(None);
+        return Ok(NOT_SENT);
     };
     if !config.is_pod(source) {
         return Err(Reason::ForeignSource);
@@ -67,11 +71,11 @@ fn send_on(context: &TcContext, skb: &Skb) -> Result<Option<i32>, Reason> {
     if config.tunnel == 0 {
         return Err(Reason::NoRoute);
     }
-    let node = nodes.node_for(&At::<14>(*skb)).ok_or(Reason::Malformed)?;
+    let node = nodes.node_for(&At::<ETH_LEN>(*skb)).ok_or(Reason::Malformed)?;
     skb.set_tunnel(vnid, node)?;
     skb.set_mark(0);
     count_path(Path::Source);
-    Ok(Some(skb.redirect(config.tunnel)))
+    Ok(skb.redirect(config.tunnel))
 }
 
 /// A packet out of the tunnel device: if it comes back for a pod of this node, the stack takes it,

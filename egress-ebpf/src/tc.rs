@@ -5,7 +5,8 @@
 //! CHECKSUM_PARTIAL (the field holds the pseudo header's sum) or CHECKSUM_COMPLETE.
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        BPF_F_ZERO_CSUM_TX,
         bpf_adj_room_mode::{BPF_ADJ_ROOM_MAC, BPF_ADJ_ROOM_NET},
         bpf_tunnel_key,
     },
@@ -13,7 +14,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use egress_common::{
-    abi::{Config, MacWords},
+    abi::{Config, KEPT_BYTES, MacWords},
     checksum::{Sum, fold},
     mark::Layout,
     reason::Reason,
@@ -268,6 +269,50 @@ impl Skb {
             return Err(Reason::Unwritable);
         }
         self.write(ETH_LEN, packet)
+    }
+
+    /// Copies the whole frame. `None`: it does not fit.
+    #[inline(always)]
+    pub fn copy(&self, to: &mut [u8; KEPT_BYTES]) -> Option<u32> {
+        // The mask keeps the bound where the verifier sees it.
+        let length = core::hint::black_box(self.frame_length());
+        if length >= KEPT_BYTES as u32 || (length as usize) < ETH_LEN {
+            return None;
+        }
+        let length = length & (KEPT_BYTES as u32 - 1);
+        // SAFETY: the program's own context; `length` is less than the room.
+        let result = unsafe {
+            kernel::bpf_skb_load_bytes(self.skb.cast(), 0, to.as_mut_ptr().cast(), length)
+        };
+        (result == 0).then_some(length)
+    }
+
+    /// Makes the packet another frame of this length.
+    #[inline(always)]
+    pub fn become_frame(&self, frame: &[u8; KEPT_BYTES], length: u32) -> Result<(), Reason> {
+        let length = core::hint::black_box(length);
+        if length >= KEPT_BYTES as u32 || (length as usize) < ETH_LEN {
+            return Err(Reason::Unwritable);
+        }
+        let length = length & (KEPT_BYTES as u32 - 1);
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the program's own context; `length` is less than there is in `frame`.
+        let result = unsafe {
+            match kernel::bpf_skb_change_tail(self.skb, length, 0) {
+                0 => kernel::bpf_skb_store_bytes(self.skb, 0, frame.as_ptr().cast(), length, flags),
+                error => error,
+            }
+        };
+        if result == 0 { Ok(()) } else { Err(Reason::Unwritable) }
+    }
+
+    /// Lets a copy of the packet, as it is now, arrive at its interface anew.
+    #[inline(always)]
+    pub fn arrive_again(&self) {
+        // SAFETY: the program's own context. Failing, the kernel has dropped the copy.
+        unsafe {
+            kernel::bpf_clone_redirect(self.skb, self.ifindex(), u64::from(BPF_F_INGRESS));
+        }
     }
 
     /// Out of `ifindex`, as the packet is.

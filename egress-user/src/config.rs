@@ -138,10 +138,13 @@ pub struct Policies {
 
 /// The ports that translation may use, both ends included.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Ports {
     pub from: u16,
     pub to: u16,
+    /// Ports that one VNID with endpoint-independent mapping may hold; 0: no limit. Of others each
+    /// flow has one towards its remote: they are limited by their flows.
+    pub max_per_vnid: u32,
 }
 
 /// The node's ports that masquerading takes, both ends included: nothing else may use them.
@@ -160,6 +163,7 @@ pub struct Timeouts {
     pub tcp_established: Duration,
     #[serde(deserialize_with = "duration")]
     pub tcp_transitory: Duration,
+    /// Of every other protocol too, ICMP apart.
     #[serde(deserialize_with = "duration")]
     pub udp: Duration,
     #[serde(deserialize_with = "duration")]
@@ -256,7 +260,7 @@ impl Default for Policies {
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { from: 1024, to: 65535 }
+        Self { from: 1024, to: 65535, max_per_vnid: 0 }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use egress_common::mark::MAX_VNID;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
@@ -27,6 +27,8 @@ mod keep;
 const SETTINGS: &str = "egress/";
 /// Of a HostSubnet: see [`HostSubnet::draining`].
 pub const DRAINING: &str = "egress/draining";
+/// Of a NetNamespace: how its flows get their egress ports.
+const MAPPING: &str = "egress/mapping";
 
 /// Everything that the planner is told about the cluster, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -109,6 +111,22 @@ pub struct NetNamespace {
     pub egress_ips: Vec<Ipv4Addr>,
     /// What was asked for and is no IPv4 address.
     pub unparsable: Vec<String>,
+    /// How its flows get their egress ports.
+    pub mapping: Mapping,
+    /// What is wrong with its annotation; the default stands in. It is no reason to refuse the object,
+    /// without which the namespace would leave with the node's address.
+    pub bad_mapping: Option<String>,
+}
+
+/// What a flow's egress port depends on (RFC 4787, section 4.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mapping {
+    /// The remote too: an egress IP has all its ports for each remote.
+    #[default]
+    EndpointDependent,
+    /// The pod's address and port alone: an egress IP has all its ports for all remotes together.
+    EndpointIndependent,
 }
 
 /// The cluster's own networks, whose addresses are never translated.
@@ -184,7 +202,7 @@ struct NetNamespaceDocument {
     api_version: ApiVersion,
     #[serde(rename = "kind")]
     _kind: String,
-    metadata: Metadata,
+    metadata: AnnotatedMetadata,
     #[serde(rename = "netname")]
     _netname: Option<String>,
     netid: i64,
@@ -229,14 +247,28 @@ enum ApiVersion {
 }
 
 impl AnnotatedMetadata {
-    /// Whether the only setting of its kind is "true"; another one is an error.
-    fn switch(&self, name: &str) -> Result<bool, String> {
+    /// The only setting of its kind; another one is an error. `None` within: it is no text.
+    fn setting(&self, name: &str) -> Result<Option<Option<&str>>, String> {
         let annotations = self.annotations.iter().flatten();
         let mut settings = annotations.filter(|(key, _)| key.starts_with(SETTINGS));
         if let Some((key, _)) = settings.clone().find(|(key, _)| *key != name) {
             return Err(format!("metadata.annotations: {key} is unknown: use {name}"));
         }
-        match settings.next().map(|(_, value)| value.as_str()) {
+        Ok(settings.next().map(|(_, value)| value.as_str()))
+    }
+
+    fn mapping(&self) -> Result<Mapping, String> {
+        match self.setting(MAPPING)? {
+            None | Some(Some("endpoint-dependent")) => Ok(Mapping::EndpointDependent),
+            Some(Some("endpoint-independent")) => Ok(Mapping::EndpointIndependent),
+            _ => Err(format!(
+                "metadata.annotations: {MAPPING}: use endpoint-independent or endpoint-dependent"
+            )),
+        }
+    }
+
+    fn switch(&self, name: &str) -> Result<bool, String> {
+        match self.setting(name)? {
             None | Some(Some("false")) => Ok(false),
             Some(Some("true")) => Ok(true),
             _ => Err(format!("metadata.annotations: {name}: use \"true\" or \"false\"")),
@@ -276,7 +308,7 @@ fn net_namespace(document: NetNamespaceDocument) -> Result<NetNamespace, String>
     let NetNamespaceDocument {
         api_version: ApiVersion::V1,
         _kind,
-        metadata: Metadata { name },
+        metadata,
         _netname,
         netid,
         egress_ips: requested,
@@ -292,7 +324,13 @@ fn net_namespace(document: NetNamespaceDocument) -> Result<NetNamespace, String>
             None => unparsable.push(value.as_str().map_or(value.to_string(), str::to_owned)),
         }
     }
-    Ok(NetNamespace { name, vnid, egress_ips: unique(egress_ips), unparsable })
+    let (mapping, bad_mapping) = match metadata.mapping() {
+        Ok(mapping) => (mapping, None),
+        Err(message) => (Mapping::default(), Some(message)),
+    };
+    let egress_ips = unique(egress_ips);
+    let name = metadata.name;
+    Ok(NetNamespace { name, vnid, egress_ips, unparsable, mapping, bad_mapping })
 }
 
 fn cluster_network(document: ClusterNetworkDocument) -> Result<ClusterNetwork, String> {

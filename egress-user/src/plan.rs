@@ -20,7 +20,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     condition::{Condition, Reason},
     config::Mac,
-    model::{HostSubnet, Objects},
+    model::{HostSubnet, Mapping, Objects},
 };
 
 mod allocate;
@@ -155,6 +155,9 @@ pub struct Policy {
     pub egress_ips: Vec<Ipv4Addr>,
     #[serde(serialize_with = "as_hex")]
     pub mark: u32,
+    /// Not among what `egress plan` prints, whose keys are fixed: `egress explain` tells it.
+    #[serde(skip)]
+    pub mapping: Mapping,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -236,6 +239,7 @@ pub fn policy(tenant: &Tenant<'_>, mode: &Mode) -> Policy {
         action: if egress_ips.is_empty() { Action::Drop } else { Action::Snat },
         egress_ips,
         mark: mark(tenant.vnid, mode.masquerade_bit, mode.layout),
+        mapping: tenant.mapping,
     }
 }
 

@@ -99,6 +99,7 @@ fn explain_as_json_holds_the_whole_chain() {
             "action": "snat",
             "egressIPs": ["10.0.0.13"],
             "mark": "0x01df6552",
+            "mapping": "endpoint-dependent",
             "here": {
                 "addresses": ["10.0.0.13"],
                 "flows": ["table=100,priority=100,ip,reg0=0xdf6553 actions=set_field:22:3b:a9:a4:8e:0c->eth_dst,set_field:0x1df6552->pkt_mark,goto_table:101"],

@@ -14,8 +14,8 @@ use aya::{
 };
 use egress_common::{
     abi::{
-        Config, FragmentKey, FragmentOwner, NO_VNID, OriginalKey, OriginalRecord, Path, ReplyKey,
-        ReplyRecord, Slot, Wire,
+        Config, FragmentKey, FragmentOwner, Kept, NO_VNID, OriginalKey, OriginalRecord, Path,
+        ReplyKey, ReplyRecord, Slot, Wire,
     },
     mark::{Layout, MAX_VNID, mark},
     reason::Reason,
@@ -66,6 +66,8 @@ impl Programs {
         let (loaded, uplink) = (self.loaded.clone(), self.uplink);
         let mut gateway = TestRunGateway { loaded, config, uplink, wire_out: Wire::default() };
         gateway.clear()?;
+        gateway.clear_slots()?;
+        clear_fragments(&mut gateway.loaded.borrow_mut().data_plane)?;
         gateway.enter(gateway.config)?;
         for (vnid, action, egress_ip) in POLICIES {
             gateway.set_policy(vnid, action, egress_ip);
@@ -85,17 +87,8 @@ pub struct TestRunGateway {
 
 impl TestRunGateway {
     fn clear(&mut self) -> Result<()> {
-        let Maps {
-            flows_original,
-            flows_reply,
-            policy,
-            pods,
-            egress_ips,
-            slots,
-            usage,
-            crowds,
-            ..
-        } = &mut self.loaded.borrow_mut().maps;
+        let Maps { flows_original, flows_reply, policy, pods, egress_ips, crowds, .. } =
+            &mut self.loaded.borrow_mut().maps;
         for key in flows_original.keys().collect::<Result<Vec<_>, _>>()? {
             flows_original.remove(&key)?;
         }
@@ -114,6 +107,11 @@ impl TestRunGateway {
         for key in egress_ips.keys().collect::<Result<Vec<_>, _>>()? {
             egress_ips.remove(&key)?;
         }
+        Ok(())
+    }
+
+    fn clear_slots(&mut self) -> Result<()> {
+        let Maps { slots, usage, .. } = &mut self.loaded.borrow_mut().maps;
         for index in 0..slots.len() {
             slots.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
             usage.set(index, Plain(bytemuck::Zeroable::zeroed()), 0)?;
@@ -171,7 +169,7 @@ impl TestRunGateway {
 
     /// What becomes of a frame; outcomes are of the packet in it.
     fn run_frame(&self, hook: Hook, mark: u32, frame: &[u8]) -> Result<Outcome> {
-        let before = self.reasons();
+        let (before, kept) = (self.reasons(), self.count_kept()?);
         let mut context = [0; CONTEXT_LEN];
         context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
         let mut out = vec![0; frame.len() + 256];
@@ -194,11 +192,19 @@ impl TestRunGateway {
         let after = out.split_off(ETH_LEN);
         Ok(match (result.return_value, self.counted_since(&before)) {
             (DROP, Some(reason)) => Outcome::Dropped(reason),
+            (DROP, None) if self.count_kept()? == kept + 1 => Outcome::Kept,
             (DROP, None) => anyhow::bail!("a packet was dropped and not counted"),
             (PASS, None) if after == frame[ETH_LEN..] => Outcome::Passed,
             (_, None) => Outcome::Sent(after),
             (_, Some(reason)) => Outcome::Answered(reason, after),
         })
+    }
+
+    fn count_kept(&self) -> Result<usize> {
+        let data_plane = &mut self.loaded.borrow_mut().data_plane;
+        let map = data_plane.ebpf_mut().map_mut("kept").context("the object has no map kept")?;
+        let kept: HashMap<_, u32, Plain<Kept>> = map.try_into()?;
+        Ok(kept.keys().collect::<Result<Vec<_>, _>>()?.len())
     }
 
     /// Who has no VNID has no mark.
@@ -216,13 +222,7 @@ fn mapping(
     reply: impl Fn(&ReplyKey) -> ReplyRecord,
 ) -> Mapping {
     let (key, flow) = (key.0, flow.0);
-    let partner = reply(&ReplyKey {
-        remote: key.remote,
-        egress_ip: flow.egress_ip,
-        remote_port: key.remote_port,
-        egress_port: flow.egress_port,
-        protocol: u32::from(key.protocol()),
-    });
+    let partner = reply(&key.reply(flow.egress_ip, flow.egress_port));
     assert_eq!(
         (partner.pod, partner.pod_port, partner.vnid & MAX_VNID, partner.tag, partner.slot),
         (key.pod, key.pod_port, key.vnid(), flow.tag, flow.slot),
@@ -235,6 +235,20 @@ fn mapping(
         remote: end(key.remote, key.remote_port),
         egress: end(flow.egress_ip, flow.egress_port),
     }
+}
+
+fn clear_fragments(data_plane: &mut DataPlane) -> Result<()> {
+    let map = data_plane.ebpf_mut().map_mut("fragments").context("the object has no fragments")?;
+    let mut fragments: HashMap<_, Plain<FragmentKey>, Plain<FragmentOwner>> = map.try_into()?;
+    for key in fragments.keys().collect::<Result<Vec<_>, _>>()? {
+        fragments.remove(&key)?;
+    }
+    let map = data_plane.ebpf_mut().map_mut("kept").context("the object has no map kept")?;
+    let mut kept: HashMap<_, u32, Plain<Kept>> = map.try_into()?;
+    for place in kept.keys().collect::<Result<Vec<_>, _>>()? {
+        kept.remove(&place)?;
+    }
+    Ok(())
 }
 
 fn make_fragments_older(data_plane: &mut DataPlane, ticks: u32) -> Result<()> {
@@ -255,6 +269,10 @@ impl Gateway for TestRunGateway {
 
     fn arrive(&mut self, packet: &[u8]) -> Outcome {
         self.run(Hook::UplinkIngress, 0, packet).expect("run uplink_ingress")
+    }
+
+    fn kept(&mut self) -> usize {
+        self.count_kept().expect("count what is kept")
     }
 
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {

@@ -1,6 +1,7 @@
 //! The agent's life under traffic: killed, started again, given other objects, stopped.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -99,6 +100,36 @@ fn a_changed_egress_ip_is_served_without_a_restart() -> Result<()> {
         uplink_addresses(&rig).is_ok_and(|addresses| !addresses.contains(&"10.0.0.11/24".into()))
     });
     assert!(released, "10.0.0.11 is still on the uplink");
+    assert_eq!(rig.untranslated()?, (0, 0));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn under_a_changed_egress_ip_each_packet_has_the_old_or_the_new_and_others_go_on() -> Result<()> {
+    let rig = Rig::up()?;
+    let gateway = Gateway::start(&rig)?;
+    let (echo, _server) =
+        (UdpServer::start(rig.netns("far"), FAR)?, TcpServer::start(rig.netns("far"), FAR)?);
+    let mut other = rig.netns("egress-test2-1").run(|| Download::start(FAR, 9, 1 << 24))??;
+    other.read(1 << 20)?;
+    let (old, new) = (Ipv4Addr::new(10, 0, 0, 11), Ipv4Addr::new(10, 0, 0, 14));
+    let socket = rig.netns("egress-test-1").run(|| UdpSocket::bind("0.0.0.0:0"))??;
+    let objects = objects::CLUSTER_OBJECTS.replace(&old.to_string(), &new.to_string());
+    let (mut id, mut seen) = (100, BTreeSet::new());
+    let changed = wait_until(DEADLINE, || {
+        // One flow, and never a pause in it.
+        if id == 120 && gateway.write_objects(&objects).is_err() {
+            return false;
+        }
+        id += 1;
+        let sent = socket.send_to(&u64::to_be_bytes(id), FAR);
+        seen.extend(echo.peer(id - 1).map(|peer| *peer.ip()));
+        sent.is_ok() && seen.contains(&new)
+    });
+    assert!(changed && id > 120, "after {id} datagrams seen as {seen:?}: {}", gateway.log());
+    assert_eq!(seen, BTreeSet::from([old, new]));
+    other.finish().context("the other tenant's download")?;
     assert_eq!(rig.untranslated()?, (0, 0));
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! A proptest makes [`Event`]s; a fuzzer makes bytes, which [`replay`] reads as events. What either
 //! has found is kept as bytes and replayed.
 use crate::{
-    abi::{NO_VNID, PortRange, action},
+    abi::{NO_VNID, PortRange, action, mapping::ENDPOINT_INDEPENDENT},
     port::step,
     testing::{
         Gateway, Host, Outcome, checks,
@@ -60,6 +60,9 @@ pub fn replay(bytes: &[u8]) {
     if how & 2 == 2 {
         masquerade(&mut host);
     }
+    if how & 4 == 4 {
+        independent(&mut host);
+    }
     for _ in 0..MOST_EVENTS {
         let Some(event) = Event::read(&mut bytes) else { return };
         happen(&mut host, &event);
@@ -83,6 +86,11 @@ pub fn masquerade(host: &mut Host) {
         (config.masquerade_ports, config.masqueraded_ports) = (range, range);
         config.masquerade_step = step(range.count);
     });
+}
+
+/// Gives one tenant endpoint-independent mapping.
+pub fn independent(host: &mut Host) {
+    host.change_slot(TENANT, &|slot| slot.mapping = ENDPOINT_INDEPENDENT);
 }
 
 fn take(bytes: &mut &[u8]) -> Option<u8> {
@@ -256,7 +264,9 @@ pub fn happen(host: &mut Host, event: &Event) {
                 assert!(may_pass || to_cluster(packet) || own(), "{packet:02x?}");
             }
             Outcome::Dropped(_) => {}
-            Outcome::Answered(..) => panic!("behind the stack nothing is answered"),
+            Outcome::Answered(..) | Outcome::Kept => {
+                panic!("behind the stack nothing is answered or kept")
+            }
         },
         Event::FromOutside(packet) => {
             if let Outcome::Sent(after) = host.arrive(packet) {

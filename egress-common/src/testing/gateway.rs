@@ -16,6 +16,8 @@ pub enum Outcome {
     Sent(Vec<u8>),
     /// Dropped and counted, and this went back to its sender.
     Answered(Reason, Vec<u8>),
+    /// Kept until the first fragment of its packet comes.
+    Kept,
 }
 
 /// A flow, as both of its entries tell it. Echo identifiers are ports.
@@ -37,6 +39,8 @@ pub trait Gateway {
     /// A packet that the stack has forwarded, with its tenant's mark or (of [`NO_VNID`]) without
     /// one, about to leave the uplink.
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome;
+    /// How many fragments are kept.
+    fn kept(&mut self) -> usize;
     /// Lets time pass for all flows.
     fn rest(&mut self, ticks: u32);
     /// The flows, sorted.

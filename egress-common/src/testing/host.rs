@@ -1,8 +1,11 @@
 //! The engine itself behind the [`Gateway`] of the stories.
+use std::collections::BTreeMap;
+
 use crate::{
-    abi::{Config, NO_VNID, OriginalKey, ReplyKey, Slot, Usage},
+    abi::{Config, FragmentKey, NO_VNID, OriginalKey, Slot, Usage},
     answer,
     flow::Scratch,
+    fragment,
     mark::MAX_VNID,
     masquerade::{give_way, unmarked},
     nat::{AnswerKind, Origin, Verdict, leaves_translated, translate_original, translate_reply},
@@ -19,6 +22,10 @@ use crate::{
 pub struct Host {
     pub tables: MemoryTables,
     pub scratch: Scratch,
+    /// Fragments that are kept, by their place: of which packet, since when, and the bytes.
+    pub kept: BTreeMap<u32, (FragmentKey, u32, Vec<u8>)>,
+    /// What became of those that a first fragment has brought along.
+    pub released: Vec<Outcome>,
 }
 
 impl Default for Host {
@@ -27,7 +34,7 @@ impl Default for Host {
         for (vnid, action, egress_ip) in POLICIES {
             tables.add_policy(vnid, action, egress_ip);
         }
-        Self { tables, scratch: Scratch::default() }
+        Self { tables, scratch: Scratch::default(), kept: BTreeMap::new(), released: Vec::new() }
     }
 }
 
@@ -36,6 +43,7 @@ pub fn outcome(verdict: Result<Verdict, Reason>, packet: &[u8], scratch: &Scratc
     match verdict {
         Err(reason) => Outcome::Dropped(reason),
         Ok(Verdict::Pass) => Outcome::Passed,
+        Ok(Verdict::Keep) => Outcome::Kept,
         Ok(Verdict::Translate) => {
             let mut packet = packet.to_vec();
             apply(&mut packet, &scratch.translation.rewrite);
@@ -65,6 +73,34 @@ impl Host {
         self.scratch.origin = origin;
         let verdict = translate_original(&Bytes(packet), &self.tables, &mut self.scratch);
         outcome(verdict, packet, &self.scratch)
+    }
+
+    /// What the hook does with a fragment that came too early.
+    fn keep(&mut self, packet: &[u8]) -> Outcome {
+        let (key, now) = (self.scratch.fragment, self.tables.now.get());
+        let first = fragment::shelf(&key);
+        let is_free =
+            |place: &u32| self.kept.get(place).is_none_or(|kept| fragment::has_waited(now, kept.1));
+        let Some(place) = (first..first + fragment::PLACES).find(is_free) else {
+            return Outcome::Dropped(Reason::FragmentEarly);
+        };
+        self.kept.insert(place, (key, now, packet.to_vec()));
+        Outcome::Kept
+    }
+
+    /// What it does with those kept behind a first fragment: they arrive anew.
+    fn release(&mut self) {
+        let (key, now) = (self.scratch.fragment, self.tables.now.get());
+        let kept = std::mem::take(&mut self.kept).into_iter();
+        let (released, kept): (BTreeMap<_, _>, _) = kept.partition(|(_, kept)| kept.0 == key);
+        self.kept = kept;
+        for (_, seen, packet) in released.into_values() {
+            let outcome = match fragment::is_kept_in_time(now, seen) {
+                true => self.arrive(&packet),
+                false => Outcome::Dropped(Reason::FragmentEarly),
+            };
+            self.released.push(outcome);
+        }
     }
 }
 
@@ -100,7 +136,18 @@ impl Gateway for Host {
 
     fn arrive(&mut self, packet: &[u8]) -> Outcome {
         let verdict = translate_reply(&Bytes(packet), &self.tables, &mut self.scratch);
-        outcome(verdict, packet, &self.scratch)
+        let found = outcome(verdict, packet, &self.scratch);
+        let ip = self.scratch.ip;
+        match found {
+            Outcome::Kept => return self.keep(packet),
+            Outcome::Sent(_) if ip.more_fragments && ip.fragment_offset == 0 => self.release(),
+            _ => {}
+        }
+        found
+    }
+
+    fn kept(&mut self) -> usize {
+        self.kept.len()
     }
 
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {
@@ -127,7 +174,9 @@ impl Gateway for Host {
             Ok(false) => {}
         }
         match self.original(Origin { vnid, hop: Hop::Stack, ..Origin::default() }, packet) {
-            Outcome::Passed | Outcome::Answered(..) => Outcome::Dropped(Reason::Untranslated),
+            Outcome::Passed | Outcome::Answered(..) | Outcome::Kept => {
+                Outcome::Dropped(Reason::Untranslated)
+            }
             other => other,
         }
     }
@@ -140,13 +189,7 @@ impl Gateway for Host {
         let (original, reply) = (self.tables.original.borrow(), self.tables.reply.borrow());
         assert_eq!(original.len(), reply.len(), "every entry has a partner");
         let mapping = |(key, flow): (&OriginalKey, &&crate::abi::OriginalFlow)| {
-            let partner = ReplyKey {
-                remote: key.remote,
-                egress_ip: flow.egress_ip,
-                remote_port: key.remote_port,
-                egress_port: flow.egress_port,
-                protocol: u32::from(key.protocol()),
-            };
+            let partner = key.reply(flow.egress_ip, flow.egress_port);
             let partner = reply.get(&partner).expect("the reply's half is there");
             assert_eq!(
                 (

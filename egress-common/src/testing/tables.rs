@@ -238,6 +238,10 @@ impl Tables for MemoryTables {
         self.fragments.borrow_mut().insert(*key, Box::leak(Box::new(*owner)));
     }
 
+    fn forget_fragment(&self, key: &FragmentKey) {
+        self.fragments.borrow_mut().remove(key);
+    }
+
     fn next_hop(&self, _: u32, _: [u8; 4], _: [u8; 4], macs: &mut MacWords) -> bool {
         match self.macs.get() {
             Some(known) => {

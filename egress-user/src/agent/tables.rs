@@ -149,7 +149,7 @@ pub fn masquerade(
     config.masquerade.then_some(Masquerade {
         address: identity.ip,
         uplink: Uplink { index, mtu, wire },
-        limits: Limits { flows: (config.flows.max / 2).max(1), new_flows: 0 },
+        limits: Limits { flows: (config.flows.max / 2).max(1), new_flows: 0, ports: 0 },
     })
 }
 
@@ -194,8 +194,11 @@ pub fn desired(
         .iter()
         .filter_map(|address| Some((address.ip, uplink(address.link.as_ref()?)?)))
         .collect();
-    let limits =
-        Limits { flows: config.flows.per_vnid(), new_flows: config.flows.max_new_per_vnid };
+    let limits = Limits {
+        flows: config.flows.per_vnid(),
+        new_flows: config.flows.max_new_per_vnid,
+        ports: config.ports.max_per_vnid,
+    };
     let policies = plan
         .policies
         .iter()
@@ -203,7 +206,8 @@ pub fn desired(
             let hosted = policy.egress_ips.iter().find_map(|ip| here.get_key_value(ip));
             let tenant = match (policy.action, hosted) {
                 (Action::Snat, Some((ip, uplink))) => {
-                    Tenant::Snat { egress_ip: *ip, uplink: *uplink, limits }
+                    let (egress_ip, mapping) = (*ip, policy.mapping);
+                    Tenant::Snat { egress_ip, uplink: *uplink, limits, mapping }
                 }
                 _ => Tenant::Drop,
             };

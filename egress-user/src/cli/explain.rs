@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     condition::Reason,
-    model::Objects,
+    model::{Mapping, Objects},
     plan::{self, Action, Plan, Previous, Tenant},
 };
 
@@ -72,6 +72,7 @@ struct Tenancy {
     #[serde(rename = "egressIPs")]
     egress_ips: Vec<Ipv4Addr>,
     mark: Option<String>,
+    mapping: Option<Mapping>,
     here: Here,
 }
 
@@ -176,6 +177,7 @@ fn tenancy(vnid: u32, objects: &Objects, tenant: Option<&Tenant<'_>>, plan: &Pla
         },
         egress_ips: policy.map(|policy| policy.egress_ips.clone()).unwrap_or_default(),
         mark: policy.map(|policy| format!("{:#010x}", policy.mark)),
+        mapping: policy.map(|policy| policy.mapping),
         here: tenant.map(|tenant| here(tenant, plan)).unwrap_or_default(),
     }
 }
@@ -214,7 +216,8 @@ fn text(explanation: &Explanation) -> String {
 }
 
 fn write_tenancy(text: &mut String, tenancy: &Tenancy, node: &str) -> std::fmt::Result {
-    let Tenancy { vnid, namespaces, asks, dropped_whole, action, egress_ips, mark, here } = tenancy;
+    let Tenancy { vnid, namespaces, asks, dropped_whole, action, egress_ips, mark, mapping, here } =
+        tenancy;
     writeln!(text, "{}: VNID {vnid} ({vnid:#x})", namespaces.join(", "))?;
     let Some(mark) = mark else {
         return writeln!(text, "  asks for no egress IP: leaves as the node does");
@@ -238,6 +241,9 @@ fn write_tenancy(text: &mut String, tenancy: &Tenancy, node: &str) -> std::fmt::
         _ => "is dropped".into(),
     };
     writeln!(text, "  so it {gets}; mark {mark}")?;
+    if *mapping == Some(Mapping::EndpointIndependent) {
+        writeln!(text, "  each port of a pod leaves from one port, whatever the remote")?;
+    }
     writeln!(text, "  on node {node}:")?;
     let Here { addresses, flows, groups } = here;
     addresses.iter().try_for_each(|ip| writeln!(text, "    address {ip}"))?;

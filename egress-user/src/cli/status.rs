@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::programs::{SchedClassifier, TcAttachType};
+use bytemuck::Zeroable;
 use egress_common::{
-    abi::{Path as Way, SlotCounters, action},
+    abi::{Path as Way, Slot, SlotCounters, UsageRecord, action, mapping},
     reason::Reason,
 };
 use serde::Serialize;
@@ -20,6 +21,7 @@ use crate::{
         status::{Status, Told, Uplink},
     },
     bpf::{self, Maps},
+    model::Mapping,
     reconcile::wiring::InForce,
 };
 
@@ -96,14 +98,17 @@ struct Policy {
     egress_ip: Option<Ipv4Addr>,
     /// What it gets on other nodes.
     elsewhere: Vec<Ipv4Addr>,
+    mapping: Mapping,
     original_packets: u64,
     original_bytes: u64,
     reply_packets: u64,
     reply_bytes: u64,
     /// Packets, either way.
     dropped: u64,
-    /// That live now.
+    /// That live now; ports held for every remote are among them.
     flows: u32,
+    /// Those ports.
+    ports: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -189,15 +194,16 @@ fn policies(maps: &Maps, status: &Status) -> Result<Vec<Policy>> {
     for entry in maps.policy.iter() {
         let (vnid, index) = entry.context("read the map policy")?;
         // A VNID that found no room has no slot, and is dropped.
-        let (translated, egress_ip, counted, flows) = if index < maps.slots.len() {
+        let (slot, counted, usage) = if index < maps.slots.len() {
             let slot = maps.slots.get(&index, 0).context("read the map slots")?.0;
             let counted =
                 maps.slot_counters.get(&index, 0).context("read the map slot_counters")?;
-            let flows = maps.usage.get(&index, 0).context("read the map usage")?.0.flows;
-            (slot.action == action::SNAT, slot.egress_ip, counted.to_vec(), flows)
+            let usage = maps.usage.get(&index, 0).context("read the map usage")?.0;
+            (slot, counted.to_vec(), usage)
         } else {
-            (false, [0; 4], Vec::new(), 0)
+            (Slot::zeroed(), Vec::new(), UsageRecord::default())
         };
+        let translated = slot.action == action::SNAT;
         let sum = |field: fn(&SlotCounters) -> u64| counted.iter().map(|cpu| field(&cpu.0)).sum();
         let tenant = status.tenants.iter().find(|tenant| tenant.vnid == vnid);
         let here = |ip: &Ipv4Addr| status.addresses.contains(ip);
@@ -209,13 +215,18 @@ fn policies(maps: &Maps, status: &Status) -> Result<Vec<Policy>> {
                 .filter(|_| !status.stopped)
                 .unwrap_or_default(),
             action: if translated { "snat" } else { "drop" },
-            egress_ip: translated.then(|| egress_ip.into()),
+            egress_ip: translated.then(|| slot.egress_ip.into()),
+            mapping: match slot.mapping {
+                mapping::ENDPOINT_INDEPENDENT => Mapping::EndpointIndependent,
+                _ => Mapping::EndpointDependent,
+            },
             original_packets: sum(|counters| counters.original_packets),
             original_bytes: sum(|counters| counters.original_bytes),
             reply_packets: sum(|counters| counters.reply_packets),
             reply_bytes: sum(|counters| counters.reply_bytes),
             dropped: sum(|counters| counters.dropped),
-            flows,
+            flows: usage.flows,
+            ports: usage.ports,
         });
     }
     policies.sort_by_key(|policy| policy.vnid);
@@ -316,20 +327,23 @@ fn write_policies(out: &mut String, policies: &[Policy]) -> std::fmt::Result {
     let width = width.unwrap_or_default().max("NAMESPACE".len());
     writeln!(
         out,
-        "\n{:<10} {:<width$} {:<6} {:<22} {:>8} {:>12} {:>12} {:>10}",
+        "\n{:<10} {:<width$} {:<6} {:<28} {:>8} {:>12} {:>12} {:>10}",
         "VNID", "NAMESPACE", "HERE", "EGRESS IP", "FLOWS", "PACKETS OUT", "AND BACK", "DROPPED"
     )?;
     for policy in policies {
         let Policy { vnid, action, flows, original_packets, reply_packets, dropped, .. } = policy;
         let namespaces = policy.namespaces.join(",");
         let ip = match (policy.egress_ip, policy.elsewhere.first()) {
+            (Some(ip), _) if policy.mapping == Mapping::EndpointIndependent => {
+                format!("{ip} independent")
+            }
             (Some(ip), _) => ip.to_string(),
             (None, Some(ip)) => format!("{ip} elsewhere"),
             (None, None) => "-".to_owned(),
         };
         writeln!(
             out,
-            "{vnid:<10} {namespaces:<width$} {action:<6} {ip:<22} {flows:>8} \
+            "{vnid:<10} {namespaces:<width$} {action:<6} {ip:<28} {flows:>8} \
              {original_packets:>12} {reply_packets:>12} {dropped:>10}"
         )?;
     }

@@ -82,7 +82,7 @@ mod tests {
         let running = AgentConfig::default();
         let live = AgentConfig {
             timeouts: Timeouts { udp: Duration::from_secs(120), ..Timeouts::default() },
-            ports: Ports { from: 2000, to: 3000 },
+            ports: Ports { from: 2000, to: 3000, ..Ports::default() },
             ..AgentConfig::default()
         };
         let mut new = live.clone();

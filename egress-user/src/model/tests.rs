@@ -133,6 +133,29 @@ fn a_namespaces_bad_ips_are_kept_apart() {
 }
 
 #[test]
+fn a_mapping_is_read_and_a_mistaken_one_is_no_reason_to_refuse_the_namespace() {
+    let read = |annotations: Value| {
+        let mut document = namespace();
+        document["metadata"]["annotations"] = annotations;
+        let Ok(Object::NetNamespace(namespace)) = parse(&document) else { panic!("not refused") };
+        (namespace.mapping, namespace.bad_mapping)
+    };
+    let (dependent, independent) = (Mapping::EndpointDependent, Mapping::EndpointIndependent);
+    assert_eq!(read(Value::Null), (dependent, None));
+    assert_eq!(read(json!({"other/mapping": "x"})), (dependent, None));
+    assert_eq!(read(json!({"egress/mapping": "endpoint-dependent"})), (dependent, None));
+    assert_eq!(read(json!({"egress/mapping": "endpoint-independent"})), (independent, None));
+    let cure = "metadata.annotations: egress/mapping: use endpoint-independent or \
+                endpoint-dependent";
+    for value in [json!("full-cone"), json!(true), Value::Null] {
+        assert_eq!(read(json!({"egress/mapping": value})), (dependent, Some(cure.into())));
+    }
+    let unknown = "metadata.annotations: egress/maping is unknown: use egress/mapping";
+    let mistyped = json!({"egress/maping": "endpoint-independent"});
+    assert_eq!(read(mistyped), (dependent, Some(unknown.into())));
+}
+
+#[test]
 fn a_cluster_network_of_any_age() {
     let old = json!({
         "apiVersion": "v1", "kind": "ClusterNetwork", "metadata": {"name": "default"},

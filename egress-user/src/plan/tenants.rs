@@ -20,7 +20,7 @@ use egress_common::mark::Layout;
 use super::{Facts, Health};
 use crate::{
     condition::Reason,
-    model::{HostSubnet, NetNamespace, Objects},
+    model::{HostSubnet, Mapping, NetNamespace, Objects},
 };
 
 /// A VNID that asks for egress IPs.
@@ -31,8 +31,12 @@ pub struct Tenant<'a> {
     pub namespaces: Vec<&'a NetNamespace>,
     /// In the order of preference.
     pub wishes: Vec<Wish<'a>>,
+    /// The one that any of its namespaces asks for, endpoint-independent first.
+    pub mapping: Mapping,
     /// What it asks for and is no address, one finding for each namespace that does.
     malformed: Vec<(&'a NetNamespace, Finding)>,
+    /// Mappings that there are not; the default stands in.
+    mistaken: Vec<(&'a NetNamespace, Finding)>,
 }
 
 /// One egress IP that a tenant asks for.
@@ -93,7 +97,8 @@ impl<'a> Tenant<'a> {
 
     /// All that stands in its way, with each namespace that it concerns.
     pub fn findings(&self) -> impl Iterator<Item = (&'a NetNamespace, &Finding)> {
-        let malformed = self.malformed.iter().map(|(namespace, finding)| (*namespace, finding));
+        let malformed = self.malformed.iter().chain(&self.mistaken);
+        let malformed = malformed.map(|(namespace, finding)| (*namespace, finding));
         let wishes = self.wishes.iter().flat_map(|wish| {
             let asking = self.namespaces.iter().filter(|n| n.egress_ips.contains(&wish.ip));
             asking.flat_map(|namespace| wish.findings.iter().map(|finding| (*namespace, finding)))
@@ -189,7 +194,9 @@ impl<'a, 'f> View<'a, 'f> {
             })
             .collect();
         let malformed = namespaces.iter().filter_map(|&n| Some((n, malformed(n)?))).collect();
-        Tenant { vnid, namespaces, wishes, malformed }
+        let mistaken = namespaces.iter().filter_map(|&n| Some((n, mistaken(n)?))).collect();
+        let mapping = namespaces.iter().map(|n| n.mapping).max().unwrap_or_default();
+        Tenant { vnid, namespaces, wishes, mapping, malformed, mistaken }
     }
 
     /// What keeps an IP from being active. `beside`: the tenant's IPs on its node, itself included.
@@ -284,6 +291,12 @@ fn malformed(namespace: &NetNamespace) -> Option<Finding> {
     }
     let quoted = namespace.unparsable.iter().map(|text| format!("\"{text}\""));
     let message = format!("egressIPs: no IPv4 address: {}: correct or remove it", names(quoted));
+    Some(Finding { reason: Reason::Invalid, message })
+}
+
+fn mistaken(namespace: &NetNamespace) -> Option<Finding> {
+    let message = namespace.bad_mapping.as_ref()?;
+    let message = format!("{message}; it is endpoint-dependent meanwhile");
     Some(Finding { reason: Reason::Invalid, message })
 }
 

@@ -18,10 +18,12 @@ use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use egress_common::abi::{
     Arrival, Config, NO_SLOT, NO_VNID, NodeHop, Slot, SlotCounters, UsageRecord, Wire, action,
+    mapping,
 };
 
 use crate::{
     bpf::{Maps, Plain},
+    model::Mapping,
     sweep::sweep,
 };
 
@@ -39,7 +41,7 @@ pub struct Desired {
 /// What a VNID gets on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tenant {
-    Snat { egress_ip: Ipv4Addr, uplink: Uplink, limits: Limits },
+    Snat { egress_ip: Ipv4Addr, uplink: Uplink, limits: Limits, mapping: Mapping },
     Drop,
 }
 
@@ -68,6 +70,8 @@ pub struct Limits {
     pub flows: u32,
     /// That begin in a second.
     pub new_flows: u32,
+    /// Held for every remote.
+    pub ports: u32,
 }
 
 /// Writes the slot for pods without a policy; the settings say whether it is in force. Before them,
@@ -76,7 +80,8 @@ pub fn masquerade(
     maps: &mut Maps,
     Masquerade { address, uplink, limits }: Masquerade,
 ) -> Result<()> {
-    let wanted = Tenant::Snat { egress_ip: address, uplink, limits }.slot(NO_VNID);
+    let wanted = Tenant::Snat { egress_ip: address, uplink, limits, mapping: Mapping::default() }
+        .slot(NO_VNID);
     let (index, what) = (maps.masquerade_slot(), "write the slot to masquerade by");
     if maps.slots.get(&index, 0).context(what)?.0 != wanted {
         maps.slots.set(index, Plain(wanted), 0).context(what)?;
@@ -87,7 +92,7 @@ pub fn masquerade(
 impl Tenant {
     fn slot(self, vnid: u32) -> Slot {
         match self {
-            Self::Snat { egress_ip, uplink, limits } => Slot {
+            Self::Snat { egress_ip, uplink, limits, mapping } => Slot {
                 vnid,
                 egress_ip: egress_ip.octets(),
                 uplink: uplink.index,
@@ -95,6 +100,11 @@ impl Tenant {
                 wire: uplink.wire,
                 max_flows: limits.flows,
                 max_new_flows: limits.new_flows,
+                max_ports: limits.ports,
+                mapping: match mapping {
+                    Mapping::EndpointDependent => mapping::ENDPOINT_DEPENDENT,
+                    Mapping::EndpointIndependent => mapping::ENDPOINT_INDEPENDENT,
+                },
                 action: action::SNAT,
                 ..Slot::zeroed()
             },

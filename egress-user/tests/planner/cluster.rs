@@ -77,7 +77,7 @@ impl Cluster {
         }))
     }
 
-    fn update(mut self, document: Value) -> Self {
+    pub fn update(mut self, document: Value) -> Self {
         let name = model::object_name(&document);
         self.documents.retain(|old| model::object_name(old) != name);
         self.documents.push(document);

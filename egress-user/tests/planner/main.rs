@@ -10,6 +10,8 @@ mod drain;
 #[cfg(test)]
 mod flows;
 #[cfg(test)]
+mod mapping;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod size;

@@ -3,7 +3,7 @@ use std::{net::Ipv4Addr, time::Instant};
 
 use egress_common::mark::Layout;
 use egress_user::{
-    model::{HostSubnet, NetNamespace, Object, Objects},
+    model::{HostSubnet, Mapping, NetNamespace, Object, Objects},
     plan::{Action, Facts, Health, Mode, Previous, plan},
 };
 
@@ -35,6 +35,8 @@ fn objects() -> Objects {
             vnid: number + 1,
             egress_ips,
             unparsable: Vec::new(),
+            mapping: Mapping::default(),
+            bad_mapping: None,
         }));
     }
     objects

@@ -46,7 +46,7 @@ pub const CLASSES: &[Class] = &[
     class("checksum_of_dccp_and_udp_lite", &[What::Summed], crosses, spoils_or_does_not_know),
     class("time_exceeded_from_the_node", &[What::LastHop], exceeded_at_the_node, exceeded),
     class("incomplete_fragments", &[What::FragmentsMissing], only_fragments, nothing),
-    class("fragments_before_the_first", &[What::FragmentsShuffled], only_fragments, delivers),
+    class("no_place_for_fragments", &[What::FragmentsShuffled], only_fragments, delivers),
 ];
 
 /// What conntrack calls invalid.

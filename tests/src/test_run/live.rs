@@ -181,13 +181,17 @@ fn unwrapped(packet: &[u8]) -> Vec<u8> {
 impl LiveGateway {
     /// What becomes of a packet that is put in like this.
     fn outcome(&self, packet: &[u8], put_in: impl FnOnce(&Wires) -> Result<()>) -> Result<Outcome> {
-        let before = self.tables.reasons();
+        let (before, kept) = (self.tables.reasons(), self.tables.count_kept()?);
         let mut wires = self.wires.borrow_mut();
         put_in(&wires)?;
-        let mut found = wires.all_out()?;
-        anyhow::ensure!(found.len() <= 1, "one packet in, these out: {found:02x?}");
-        Ok(match (found.pop(), self.tables.counted_since(&before)) {
+        let found = wires.all_out()?;
+        let kept_now = self.tables.count_kept()?;
+        // A first fragment brings those along that were kept behind it.
+        let brought = kept.saturating_sub(kept_now);
+        anyhow::ensure!(found.len() <= 1 + brought, "one packet in, these out: {found:02x?}");
+        Ok(match (found.into_iter().next(), self.tables.counted_since(&before)) {
             (None, Some(reason)) => Outcome::Dropped(reason),
+            (None, None) if kept_now == kept + 1 => Outcome::Kept,
             (None, None) => Outcome::Passed,
             (Some(out), None) if out == packet => Outcome::Passed,
             (Some(out), None) => Outcome::Sent(out),
@@ -209,6 +213,10 @@ impl Gateway for LiveGateway {
     fn arrive(&mut self, packet: &[u8]) -> Outcome {
         let put_in = |wires: &Wires| wires.uplink.send(&framed(packet));
         self.outcome(packet, put_in).context("a packet from outside").expect("a packet is sent")
+    }
+
+    fn kept(&mut self) -> usize {
+        self.tables.kept()
     }
 
     fn leave_stack(&mut self, vnid: u32, packet: &[u8]) -> Outcome {

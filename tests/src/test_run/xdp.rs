@@ -203,6 +203,10 @@ impl Gateway for XdpGateway {
         self.on_tc.leave_stack(vnid, packet)
     }
 
+    fn kept(&mut self) -> usize {
+        self.on_tc.kept()
+    }
+
     fn rest(&mut self, ticks: u32) {
         self.on_tc.rest(ticks);
     }

@@ -20,9 +20,13 @@ stories![
     a_replys_fragments_reach_the_pod,
     an_echos_fragments_reach_the_pod,
     the_same_id_for_two_tenants_is_kept_apart,
-    a_later_fragment_without_a_first_is_dropped,
+    fragments_from_outside_may_come_before_the_first,
+    of_one_packet_four_fragments_are_kept_before_the_first,
+    a_later_fragment_without_a_first_is_of_no_other_packet,
+    fragments_from_outside_that_overlap_are_not_let_through,
+    a_whole_packets_identification_may_be_used_again,
     a_replys_fragments_are_forgotten,
-    fragments_of_a_refused_packet_are_dropped,
+    fragments_of_a_refused_packet_go_nowhere,
     fragments_that_overlap_a_header_are_dropped,
     fragments_of_lengths_that_cannot_be_are_dropped,
     a_first_fragment_without_the_whole_header_is_dropped,
@@ -98,7 +102,68 @@ fn the_same_id_for_two_tenants_is_kept_apart(gateway: &mut dyn Gateway) {
     }
 }
 
-fn a_later_fragment_without_a_first_is_dropped(gateway: &mut dyn Gateway) {
+fn fragments_from_outside_may_come_before_the_first(gateway: &mut dyn Gateway) {
+    gateway.pod_sends(&datagram(CLIENT, SERVER), &datagram(MAPPED, SERVER));
+    gateway.pod_sends(&echo(8, POD, REMOTE, 5), &echo(8, EGRESS_IP, REMOTE, 5));
+    let packets =
+        [datagram(SERVER, MAPPED).fragments(40), echo(0, REMOTE, EGRESS_IP, 5).fragments(8)];
+    let expected = [datagram(SERVER, CLIENT).fragments(40), echo(0, REMOTE, POD, 5).fragments(8)];
+    for (packet, expected) in packets.iter().zip(&expected) {
+        for later in packet[1..].iter().rev() {
+            gateway.remote_is_kept(later);
+        }
+        assert_eq!(gateway.kept(), packet.len() - 1);
+        gateway.remote_sends(&packet[0], &expected[0]);
+        assert_eq!(gateway.kept(), 0, "they arrive anew");
+    }
+}
+
+fn of_one_packet_four_fragments_are_kept_before_the_first(gateway: &mut dyn Gateway) {
+    gateway.pod_sends(&datagram(CLIENT, SERVER), &datagram(MAPPED, SERVER));
+    let packet = datagram(SERVER, MAPPED).fragments(16);
+    for later in &packet[1..5] {
+        gateway.remote_is_kept(later);
+    }
+    gateway.remote_is_refused(&packet[5], Reason::FragmentEarly);
+    assert_eq!(gateway.kept(), 4);
+}
+
+fn fragments_from_outside_that_overlap_are_not_let_through(gateway: &mut dyn Gateway) {
+    gateway.pod_sends(&datagram(CLIENT, SERVER), &datagram(MAPPED, SERVER));
+    let (packet, expected) = (datagram(SERVER, MAPPED), datagram(SERVER, CLIENT));
+    let (packet, expected) = (packet.fragments(24), expected.fragments(24));
+    gateway.remote_sends(&packet[0], &expected[0]);
+    gateway.remote_sends(&packet[2], &expected[2]);
+    // Again, another first one, one byte into what has passed on either side, and around it.
+    gateway.remote_is_refused(&packet[2], Reason::Fragment);
+    gateway.remote_is_refused(&packet[0], Reason::Fragment);
+    for offset in [2, 4, 7] {
+        let overlapping = packet[1].clone().fragment(offset | MORE_FRAGMENTS);
+        gateway.remote_is_refused(&overlapping, Reason::Fragment);
+    }
+    let around = Datagram { payload: vec![0; 48], ..packet[1].clone() };
+    gateway.remote_is_refused(&around.fragment(4 | MORE_FRAGMENTS), Reason::Fragment);
+    // What does not overlap goes on; the end is where the last one said.
+    gateway.remote_sends(&packet[4], &expected[4]);
+    gateway.remote_is_refused(&packet[4].clone().fragment(15), Reason::Fragment);
+    gateway.remote_is_refused(&packet[1].clone().fragment(14 | MORE_FRAGMENTS), Reason::Fragment);
+    for index in [1, 3] {
+        gateway.remote_sends(&packet[index], &expected[index]);
+    }
+}
+
+fn a_whole_packets_identification_may_be_used_again(gateway: &mut dyn Gateway) {
+    gateway.pod_sends(&datagram(CLIENT, SERVER), &datagram(MAPPED, SERVER));
+    let (packet, expected) = (datagram(SERVER, MAPPED), datagram(SERVER, CLIENT));
+    let (packet, expected) = (packet.fragments(24), expected.fragments(24));
+    for _ in 0..3 {
+        for index in [0, 4, 2, 1, 3] {
+            gateway.remote_sends(&packet[index], &expected[index]);
+        }
+    }
+}
+
+fn a_later_fragment_without_a_first_is_of_no_other_packet(gateway: &mut dyn Gateway) {
     gateway.pod_sends(&datagram(CLIENT, SERVER), &datagram(MAPPED, SERVER));
     let packet = datagram(SERVER, MAPPED).fragments(56);
     gateway.remote_sends(&packet[0], &datagram(SERVER, CLIENT).fragments(56)[0]);
@@ -108,7 +173,7 @@ fn a_later_fragment_without_a_first_is_dropped(gateway: &mut dyn Gateway) {
         Datagram { protocol: 6, ..packet[1].clone() },
         Datagram { destination: OTHER_EGRESS_IP, ..packet[1].clone() },
     ] {
-        gateway.remote_is_refused(&stranger, Reason::Fragment);
+        gateway.remote_is_kept(&stranger);
     }
 }
 
@@ -117,14 +182,14 @@ fn a_replys_fragments_are_forgotten(gateway: &mut dyn Gateway) {
     let packet = datagram(SERVER, MAPPED).fragments(56);
     gateway.remote_sends(&packet[0], &datagram(SERVER, CLIENT).fragments(56)[0]);
     gateway.rest(crate::fragment::REASSEMBLY + 1);
-    gateway.remote_is_refused(&packet[1], Reason::Fragment);
+    gateway.remote_is_kept(&packet[1]);
 }
 
-fn fragments_of_a_refused_packet_are_dropped(gateway: &mut dyn Gateway) {
+fn fragments_of_a_refused_packet_go_nowhere(gateway: &mut dyn Gateway) {
     let packet = datagram(SERVER, MAPPED).id(99).fragments(56);
     let found = gateway.arrive(&packet[0].bytes());
     assert!(matches!(found, Outcome::Answered(Reason::Refused, _)), "{found:?}");
-    gateway.remote_is_refused(&packet[1], Reason::Fragment);
+    gateway.remote_is_kept(&packet[1]);
 }
 
 fn fragments_that_overlap_a_header_are_dropped(gateway: &mut dyn Gateway) {

@@ -15,6 +15,7 @@ mod fragments;
 mod guard;
 mod lifetime;
 mod limits;
+mod mapping;
 mod masquerade;
 mod ports;
 mod protocols;
@@ -45,6 +46,7 @@ pub fn all() -> impl Iterator<Item = Story> {
         protocols::STORIES,
         fragments::STORIES,
         limits::STORIES,
+        mapping::STORIES,
         masquerade::STORIES,
     ]
     .into_iter()
@@ -98,6 +100,12 @@ impl dyn Gateway + '_ {
     fn remote_sends(&mut self, packet: &Datagram, expected: &Datagram) {
         let expected = expected.clone().ttl(packet.ttl - 1);
         same(self.arrive(&packet.bytes()), Outcome::Sent(expected.bytes()));
+    }
+
+    /// A fragment from outside is kept.
+    #[track_caller]
+    fn remote_is_kept(&mut self, packet: &Datagram) {
+        same(self.arrive(&packet.bytes()), Outcome::Kept);
     }
 
     /// A packet from outside is dropped.
