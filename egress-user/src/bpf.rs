@@ -28,6 +28,8 @@ use egress_common::crowd::CROWD_WORDS;
 
 pub mod fit;
 pub mod log;
+#[cfg(test)]
+mod stack;
 
 use self::log::ProgramLog;
 
