@@ -3,7 +3,7 @@
 //!
 //! Half of the tenants get another egress IP thousands of times a second, so that nearly every packet
 //! of theirs ends a flow and begins it again, and elements of the tables are reused under the other
-//! CPU's eyes. The generator runs in the kernel; so does the checker, at the far end of the uplink.
+//! CPU's eyes. Half of them have endpoint-independent mapping. The generator runs in the kernel; so does the checker, at the far end of the uplink.
 
 use std::{
     path::Path,
@@ -15,7 +15,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, PerCpuArray};
 use egress_common::{
-    abi::{Config, NodeHop, Slot, Wire, action, xdp_send},
+    abi::{
+        Config, NodeHop, Slot, Wire, action,
+        mapping::{ENDPOINT_DEPENDENT, ENDPOINT_INDEPENDENT},
+        xdp_send,
+    },
     bench::{Capture, EGRESS_BASE, OTHER_EGRESS, vnid},
     testing::gateway::config,
 };
@@ -198,6 +202,7 @@ fn slot(number: u32, uplink: u32, other: bool) -> Slot {
         uplink,
         wire: wire(uplink),
         action: action::SNAT,
+        mapping: if number % 4 < 2 { ENDPOINT_DEPENDENT } else { ENDPOINT_INDEPENDENT },
         ..bytemuck::Zeroable::zeroed()
     }
 }
