@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -127,7 +127,9 @@ pub struct Config {
     pub data_path: u8,
     /// 1: big packets (GSO) may be taken out of their tunnel on the uplink.
     pub unwrap_gso: u8,
-    pub pad: [u8; 2],
+    /// 1: this node carries tenants' packets, and says so to other nodes that ask.
+    pub carries: u8,
+    pub pad: u8,
     /// A random number, written into a translated packet's control block for the guard to see.
     pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.
@@ -169,6 +171,9 @@ pub struct Config {
     pub masqueraded_ports: PortRange,
     /// Of this node's pods. Packets of other nodes' pods leave here only with a mark.
     pub local_pods: Network,
+    /// Ticks without a sign of any other node after which this one stops answering for its egress
+    /// IPs; 0: never.
+    pub lease: u32,
     pub networks: [Network; MAX_NETWORKS],
 }
 

@@ -7,6 +7,7 @@
 use crate::{
     abi::{Config, MacWords, NO_SLOT, NO_VNID, ReplyKey, action, xdp_send},
     expiry::remaining,
+    fence::is_fenced,
     flow::{
         Context, Scratch, count, find_or_create, name, original_key, remove_reply_pair,
         still_allowed, way_back,
@@ -194,6 +195,10 @@ fn leave<P: Packet, T: Tables>(
     if slot.vnid != owner || slot.action != action::SNAT {
         return Err(Reason::PolicyDrop);
     }
+    // The node's own address is nobody's to take over.
+    if owner != NO_VNID && is_fenced(tables, config) {
+        return Err(Reason::Fenced);
+    }
     if scratch.origin.hop == Hop::Early && slot.wire.send == xdp_send::NONE {
         return Ok(Verdict::Pass);
     }
@@ -287,16 +292,18 @@ pub fn translate_reply<P: Packet, T: Tables>(
     if look_at(packet, scratch).is_err() {
         return Ok(Verdict::Pass);
     }
-    if scratch.ip.destination == config.node && !masquerade::may_be_reply(config, scratch) {
+    let to_node = scratch.ip.destination == config.node;
+    if !to_node && is_fenced(tables, config) && tables.egress_ip(scratch.ip.destination).is_some() {
+        return Err(Reason::Fenced);
+    }
+    if to_node && !masquerade::may_be_reply(config, scratch) {
         return Ok(Verdict::Pass);
     }
     match come_back(packet, tables, config, scratch) {
         // The node's own, and never refused.
-        Err(reason) if reason.is_no_flow() && scratch.ip.destination == config.node => {
-            Ok(Verdict::Pass)
-        }
+        Err(reason) if reason.is_no_flow() && to_node => Ok(Verdict::Pass),
         // Behind no first fragment: nobody can say that it is not the node's.
-        Ok(Verdict::Keep) if scratch.ip.destination == config.node => Ok(Verdict::Pass),
+        Ok(Verdict::Keep) if to_node => Ok(Verdict::Pass),
         verdict => verdict,
     }
 }

@@ -61,6 +61,8 @@ reasons! {
     /// A fragment from outside that came before the first of its packet and found no room to be
     /// kept, or waited in vain.
     FragmentEarly = 22, "fragment_early";
+    /// This node has heard no other for longer than its lease: its egress IPs may be elsewhere.
+    Fenced = 23, "fenced";
 }
 
 impl Reason {

@@ -40,6 +40,8 @@ pub trait Tables {
     /// The slot whose egress IP this is.
     fn egress_ip(&self, address: [u8; 4]) -> Option<&u32>;
 
+    /// When another node was last heard, in ticks; 0: never yet.
+    fn heard(&self) -> u32;
     /// Whether a tunnel source is a node of the cluster.
     fn is_node(&self, address: [u8; 4]) -> bool;
 

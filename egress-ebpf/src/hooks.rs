@@ -18,8 +18,11 @@ use egress_common::{
 };
 
 use crate::{
+    fence::{self, SENDER, TARGET},
     kept, log,
-    maps::{Maps, count_dropped, count_path, count_reason, is_node, pod, scratch, slot_counters},
+    maps::{
+        Maps, count_dropped, count_path, count_reason, hear, is_node, pod, scratch, slot_counters,
+    },
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
 };
@@ -70,6 +73,7 @@ fn from_tunnel(skb: &Skb) -> Result<i32, Reason> {
     if !is_node(node) {
         return Err(Reason::UnknownNode);
     }
+    hear();
     if !skb.is_ipv4() {
         return Ok(act::PASS);
     }
@@ -207,8 +211,11 @@ fn mark_for_stack(skb: &Skb, origin: &Origin) -> i32 {
 #[inline(always)]
 fn from_outside(skb: &Skb) -> Result<i32, Reason> {
     // A tagged frame is for its VLAN's own device, which may be an uplink too.
-    if !skb.is_ipv4() || skb.vlan() != 0 {
+    if skb.vlan() != 0 {
         return Ok(act::PASS);
+    }
+    if !skb.is_ipv4() {
+        return Ok(fence::arp::<TARGET>(skb));
     }
     skb.pull::<{ ETH_LEN + 60 }>();
     let maps = Maps { context: skb.context() };
@@ -249,7 +256,7 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
 #[inline(always)]
 fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
-        return Ok(act::PASS);
+        return Ok(fence::arp::<SENDER>(skb));
     }
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;

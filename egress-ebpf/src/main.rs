@@ -3,10 +3,12 @@
 #![no_std]
 #![no_main]
 
+mod fence;
 mod hooks;
 mod kept;
 mod log;
 mod maps;
+mod probe;
 mod source;
 mod tc;
 mod underlay;

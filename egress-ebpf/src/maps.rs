@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
-use core::ffi::c_void;
+use core::{cell::Cell, ffi::c_void};
 use egress_common::{
     abi::{
         Arrival, Claim, Config, FragmentKey, FragmentOwner, Kept, MARKED_ONLY, MacWords, NodeHop,
@@ -105,11 +105,22 @@ static SCRATCH: PerCpuArray<Shared<Scratch>> = PerCpuArray::pinned(1, 0);
 /// Room to ask the FIB in.
 #[map(name = "fib")]
 static FIB: PerCpuArray<bpf_fib_lookup> = PerCpuArray::pinned(1, 0);
+
+/// When another node was last heard, in ticks; 0: never yet.
+#[map(name = "heard")]
+static HEARD: Array<Shared<Cell<u32>>> = Array::pinned(1, 0);
+
 /// The coarse monotonic clock.
 #[inline(always)]
 pub fn coarse_ns() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { kernel::bpf_ktime_get_coarse_ns() }
+}
+
+/// In ticks (see `abi`).
+#[inline(always)]
+fn now() -> u32 {
+    (coarse_ns() >> TICK_SHIFT) as u32
 }
 
 /// The kernel's tables, as seen from one packet.
@@ -152,7 +163,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        (coarse_ns() >> TICK_SHIFT) as u32
+        now()
+    }
+
+    #[inline(always)]
+    fn heard(&self) -> u32 {
+        HEARD.get(0).map_or(0, |heard| heard.0.get())
     }
 
     #[inline(always)]
@@ -438,6 +454,25 @@ pub fn count_path(path: Path) {
 pub fn slot_counters(slot: u32) -> Option<&'static mut SlotCounters> {
     // SAFETY: this CPU's own element, and no other reference to it lives meanwhile.
     SLOT_COUNTERS.get_ptr_mut(slot).map(|counters| unsafe { &mut *counters })
+}
+
+/// Another node has a way to this one.
+#[inline(always)]
+pub fn hear() {
+    let Some(heard) = HEARD.get(0) else { return };
+    // 0 stands for never. Written once a tick: the word is shared by all CPUs.
+    let now = now().max(1);
+    if heard.0.get() != now {
+        heard.0.set(now);
+    }
+}
+
+/// A tenant's packet has come from another node: as good as a question.
+#[inline(always)]
+pub fn hear_tunnel(config: &Config, node: [u8; 4]) {
+    if config.lease != 0 && NODES.get_ptr(node).is_some() {
+        hear();
+    }
 }
 
 /// A dropped packet of the tenant in this slot, if it is one's.

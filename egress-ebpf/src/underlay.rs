@@ -22,7 +22,8 @@ use egress_common::{
 
 use crate::{
     hooks::{ask_original, count_original, counted, said, send},
-    maps::{Maps, count_path, node_hop},
+    maps::{Maps, count_path, hear_tunnel, node_hop},
+    probe,
     tc::{At, ETH_LEN, Skb, act, layout},
     vxlan::{self, INNER, INNER_ETH, OUTER_LEN, outer_ip, outer_udp},
 };
@@ -35,8 +36,9 @@ pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32,
         || skb.ifindex() != config.uplink
         || recognise(skb, config, scratch) != said::TRANSLATE
     {
-        return Ok(act::PASS);
+        return Ok(probe::receive(skb, config));
     }
+    hear_tunnel(config, scratch.origin.node);
     match ask_original::<INNER>(skb, scratch) {
         said::DROP => Ok(act::DROP),
         said::TRANSLATE => {

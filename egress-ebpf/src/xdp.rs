@@ -33,7 +33,7 @@ use egress_common::{
 
 use crate::{
     hooks::{count_original, count_reply, said},
-    maps::{Maps, comes_by_uplink, count_path, count_reason, node_hop, scratch},
+    maps::{Maps, comes_by_uplink, count_path, count_reason, hear_tunnel, node_hop, scratch},
     tc::{ETH_LEN, ETH_P_IP, MAX_OFFSET, load, store},
     vxlan::{self, INNER, INNER_ETH, OUTER_LEN, outer_ip, outer_udp},
 };
@@ -264,6 +264,7 @@ fn original(frame: &mut Frame, config: &Config, scratch: &mut Scratch) -> Result
             reply(frame, config, scratch)
         };
     }
+    hear_tunnel(config, scratch.origin.node);
     match ask_original(frame, scratch) {
         said::DROP => return Ok(XDP_DROP),
         said::TRANSLATE => {}

@@ -18,6 +18,7 @@ use crate::{
     bpf::{DataPlane, Maps, Sizes, fit},
     condition::{Condition, Reason},
     config::AgentConfig,
+    health::watch as health_watch,
     identity::Identity,
     model::Objects,
     netlink::Netlink,
@@ -39,6 +40,7 @@ mod allocator;
 mod bridge;
 mod claim;
 mod facts;
+pub mod health;
 pub mod lock;
 mod node;
 mod node_ports;
@@ -116,6 +118,11 @@ struct Agent {
     retry: Retry,
     /// Of programs that are not attached.
     mend: Retry,
+    /// This node is ready to carry tenants' packets, and says so to others.
+    carries: bool,
+    /// The programs keep silent about the egress IPs here, as was last told.
+    fenced: bool,
+    health: health_watch::Watch,
     status: StatusFile,
     /// Held as long as the agent runs.
     _lock: Lock,
@@ -140,7 +147,15 @@ impl Agent {
         let maps = data_plane.maps()?;
         let source_maps = source_maps::Maps::open(&crate::bpf::pins(&settings.bpffs))?;
         let ovs = node::ovs(&config);
+        let health = health_watch::Watch::start(
+            health::targets(&config, &input.objects, &identity),
+            health::before(&status.nodes()),
+        )?;
         Ok(Self {
+            // A killed predecessor's programs have gone on.
+            carries: maps::settings(&maps)?.carries == 1,
+            health,
+            fenced: false,
             former: status.uplinks(),
             owned,
             uplinks,

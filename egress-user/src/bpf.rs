@@ -384,6 +384,8 @@ pub struct Maps {
     /// Bitmaps of ports by destination (port 0 in the key): removed with a flow of theirs.
     pub crowds: HashMap<MapData, Plain<ReplyKey>, Plain<[u64; CROWD_WORDS]>>,
     pub usage: Array<MapData, Plain<UsageRecord>>,
+    /// When another node was last heard, in ticks; 0: never yet.
+    pub heard: Array<MapData, u32>,
     pub reasons: PerCpuArray<MapData, u64>,
     pub paths: PerCpuArray<MapData, u64>,
     pub slot_counters: PerCpuArray<MapData, Plain<SlotCounters>>,
@@ -414,6 +416,7 @@ impl Maps {
             flows_reply: hash("flows_reply")?.try_into()?,
             crowds: open("crowds").map(aya::maps::Map::LruHashMap)?.try_into()?,
             usage: array("usage")?.try_into()?,
+            heard: array("heard")?.try_into()?,
             reasons: per_cpu("reasons")?.try_into()?,
             paths: per_cpu("paths")?.try_into()?,
             slot_counters: per_cpu("slot_counters")?.try_into()?,

@@ -14,6 +14,8 @@ pub enum Reason {
     DuplicateNode,
     /// The agent tried, and tries again: the message says what failed.
     Failed,
+    /// No other node was heard for longer than the lease: the egress IPs here are silent.
+    Fenced,
     /// The object, or a value in it, is malformed.
     Invalid,
     /// The egress IP is a node's own address.
@@ -44,6 +46,8 @@ pub enum Reason {
     PortCollision,
     /// One node lists several egress IPs of one VNID.
     SameNodeTwice,
+    /// A node that is watched answers by one way, and by another not any more.
+    Silent,
     /// No node lists the egress IP.
     Unhosted,
 }
@@ -76,6 +80,7 @@ mod tests {
             DuplicateNamespace,
             DuplicateNode,
             Failed,
+            Fenced,
             Invalid,
             IsNodeIP,
             NeedsRestart,
@@ -91,6 +96,7 @@ mod tests {
             Offline,
             PortCollision,
             SameNodeTwice,
+            Silent,
             Unhosted,
         ];
         assert!(sorted.is_sorted());

@@ -8,6 +8,7 @@ use egress_common::mark::MAX_VNID;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
+pub use self::health::Health;
 use crate::{
     cidr::{Cidr, parse_with_length},
     model::typed,
@@ -51,6 +52,7 @@ pub struct AgentConfig {
     pub masquerade_ports: MasqueradePorts,
     pub timeouts: Timeouts,
     pub announce: Announce,
+    pub health: Health,
     pub ovs: Ovs,
     pub metrics: Option<Metrics>,
 }
@@ -223,6 +225,7 @@ impl Default for AgentConfig {
             masquerade_ports: MasqueradePorts::default(),
             timeouts: Timeouts::default(),
             announce: Announce::default(),
+            health: Health::default(),
             ovs: Ovs::default(),
             metrics: None,
         }
@@ -341,6 +344,7 @@ impl AgentConfig {
         if self.policies.max == 0 {
             return Err("policies.max: 0 leaves no room for any VNID".into());
         }
+        self.health.check()?;
         for (key, value, _, _) in self.timeouts.with_minimum() {
             if value < Duration::from_secs(1) {
                 return Err(format!("timeouts.{key}: {value:?} is too short: at least 1s"));
@@ -491,6 +495,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     }
 }
 
+mod health;
 mod reload;
 
 #[cfg(test)]

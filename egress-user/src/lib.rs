@@ -7,6 +7,7 @@ pub mod cli;
 pub mod condition;
 pub mod config;
 pub mod diff;
+pub mod health;
 pub mod identity;
 pub mod import;
 pub mod iptables;

@@ -45,6 +45,7 @@ pub struct MemoryTables {
     pub original_capacity: Cell<usize>,
     pub reply_capacity: Cell<usize>,
     pub now: Cell<u32>,
+    pub heard: Cell<u32>,
     /// What `random` says next, before it goes on by itself.
     pub chance: RefCell<VecDeque<u32>>,
     pub seed: Cell<u32>,
@@ -78,6 +79,7 @@ impl Default for MemoryTables {
             claims: RefCell::default(),
             original_capacity: Cell::new(usize::MAX),
             reply_capacity: Cell::new(usize::MAX),
+            heard: Cell::new(0),
             now: Cell::new(1_000_000),
             chance: RefCell::default(),
             seed: Cell::new(0x9e37_79b9),
@@ -140,6 +142,10 @@ impl Tables for MemoryTables {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+
+    fn heard(&self) -> u32 {
+        self.heard.get()
     }
 
     fn random(&self) -> u32 {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use log::info;
 
-use super::{Agent, failed};
+use super::{Agent, failed, health};
 use crate::condition::{Condition, Reason};
 
 impl Agent {
@@ -18,11 +18,13 @@ impl Agent {
         if self.dealt_out.as_ref() == Some(&health) {
             return;
         }
-        let nodes = self.objects.host_subnets.values().map(|node| node.host_ip);
-        let others: Vec<Ipv4Addr> = nodes.filter(|ip| *ip != self.identity.ip).collect();
+        // Of the others nobody is ever found offline.
+        let watched = health::watched(&self.objects, &self.identity);
+        let others: Vec<Ipv4Addr> = watched.map(|node| node.host_ip).collect();
         if others.len() > 1 && others.iter().all(|ip| health.offline.contains(ip)) {
             // It is likelier that this one is cut off than that all others died.
-            let message = "all other nodes are offline from here: egress IPs stay where they are";
+            let message =
+                "all other egress nodes are offline from here: egress IPs stay where they are";
             conditions.push(Condition::new("Agent/allocator", Reason::Offline, message));
             return;
         }

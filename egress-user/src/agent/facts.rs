@@ -50,11 +50,6 @@ impl Plans {
 }
 
 impl Agent {
-    /// The nodes that are not reachable from here.
-    pub(super) fn offline(&self) -> Health {
-        Health::default()
-    }
-
     /// The plan, with these egress IPs in conflict.
     pub(super) fn plan_without(&mut self, conflicts: &BTreeSet<Ipv4Addr>) -> Rc<Plan> {
         let ovs = self.ovs_facts.as_ref();

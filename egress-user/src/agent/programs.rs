@@ -47,6 +47,7 @@ impl Agent {
             generation: held.next_hop_generation,
             stamp: node::stamp(held.stamp)?,
             masquerade_slot: self.maps.masquerade_slot(),
+            carries: self.carries,
         })?;
         maps::configure(&mut self.maps, &config)?;
         maps::reconcile_arrivals(&mut self.maps, &self.wiring.arrivals)

@@ -18,6 +18,7 @@ impl Agent {
     }
 
     pub(super) async fn round_with(&mut self, mut conditions: Vec<Condition>) {
+        self.watch_nodes();
         self.deal_out(&mut conditions);
         self.observe_ovs(&mut conditions).await;
         self.exempt(&mut conditions).await;
@@ -43,6 +44,7 @@ impl Agent {
         let plan = self.plan_without(&self.conflicts.clone());
         self.claim_addresses(&plan, &mut conditions).await;
         self.program_flows(&plan, &mut conditions).await;
+        self.carries = true;
         match self.fill_maps(&plan) {
             Ok(dropped) => conditions.extend(tables::dropped(&dropped, &self.config)),
             Err(error) => conditions.push(failed("Agent/maps", &error)),
@@ -50,6 +52,7 @@ impl Agent {
         conditions.extend(self.uplinks.conditions());
         conditions.extend(node_ports::conditions(&self.config, &self.objects, &self.identity));
         conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
+        conditions.extend(self.health_conditions());
         conditions.sort();
         conditions.dedup();
         let again = |condition: &Condition| condition.reason == Reason::Failed;
@@ -74,9 +77,13 @@ impl Agent {
 
     fn tell(&mut self, plan: &Plan, conditions: Vec<Condition>) {
         let places = self.places();
+        let nodes = self.node_health();
         let Self { identity, uplinks, objects, wiring, .. } = self;
-        let status =
-            Status::new(identity, uplinks, objects, plan, conditions, &places, &wiring.in_force);
+        let in_force = &wiring.in_force;
+        let status = Status {
+            nodes,
+            ..Status::new(identity, uplinks, objects, plan, conditions, &places, in_force)
+        };
         for condition in self.status.news(&status) {
             warn!("{} {}: {}", condition.object, condition.reason, condition.message);
         }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::uplinks::Uplinks;
+use super::{health::NodeHealth, uplinks::Uplinks};
 use crate::{
     cidr::Cidr,
     condition::Condition,
@@ -42,6 +42,9 @@ pub struct Status {
     /// The one with the node's address first.
     #[serde(default)]
     pub uplinks: Vec<Uplink>,
+    /// The other nodes that are watched.
+    #[serde(default)]
+    pub nodes: Vec<NodeHealth>,
     pub conditions: Vec<Told>,
 }
 
@@ -120,6 +123,7 @@ impl Status {
                 .collect(),
             tenants: tenants(plan, objects),
             uplinks: self::uplinks(identity, uplinks, plan, in_force),
+            nodes: Vec::new(),
             conditions: conditions
                 .into_iter()
                 .map(|Condition { object, reason, message }| Told {
@@ -208,8 +212,16 @@ impl StatusFile {
 
     /// The uplinks of a predecessor.
     pub fn uplinks(&self) -> Vec<String> {
-        let status = Status::read(&self.run_dir).ok().flatten().unwrap_or_default();
-        status.uplinks.into_iter().map(|uplink| uplink.name).collect()
+        self.former().uplinks.into_iter().map(|uplink| uplink.name).collect()
+    }
+
+    /// What a predecessor found of other nodes.
+    pub fn nodes(&self) -> Vec<NodeHealth> {
+        self.former().nodes
+    }
+
+    fn former(&self) -> Status {
+        Status::read(&self.run_dir).ok().flatten().unwrap_or_default()
     }
 
     pub fn own(&self, owned: &Owned) {

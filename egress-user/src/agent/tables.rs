@@ -45,6 +45,8 @@ pub struct Node<'a> {
     pub stamp: [u32; 2],
     /// Where that slot is.
     pub masquerade_slot: u32,
+    /// Tenants' packets, as far as this node is concerned.
+    pub carries: bool,
 }
 
 /// The networks that are left untouched, those of pods first. The node's addresses on its further
@@ -130,6 +132,12 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         masquerade_step: port::step(masquerade.count),
         masqueraded_ports: masquerade,
         local_pods: pods.unwrap_or(NOWHERE),
+        carries: u8::from(node.carries),
+        // Alone in its cluster a node hears nobody, and need not.
+        lease: match objects.host_subnets.values().any(|other| other.host_ip != identity.ip) {
+            true => ticks(config.health.lease),
+            false => 0,
+        },
         ..Config::zeroed()
     })
 }

@@ -68,6 +68,7 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
             _ = look.tick() => agent.look().await,
             _ = resync.tick() => agent.resync().await,
             _ = sweeping.tick() => agent.sweep(),
+            () = agent.health.changed() => agent.round().await,
             () = sleep_until_some(wake) => {}
             () = sleep_until_some(agent.retry.at()) => agent.resync().await,
             held = ovs_differs(&mut agent.ovs_watch, agent.ovs_held) => {
@@ -105,6 +106,9 @@ impl Agent {
     /// The cheap look: attached programs, and what the programs logged.
     async fn look(&mut self) {
         self.data_plane.flush_log();
+        if self.is_fenced() != self.fenced {
+            self.round().await;
+        }
         let mut missing = false;
         for (hook, interface) in self.places() {
             missing |= !self.data_plane.is_attached(hook, &interface).unwrap_or(false);

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::{Exit, Output, Place, print, unfit};
 use crate::{
     agent::{
+        health::NodeHealth,
         lock,
         status::{Status, Told, Uplink},
     },
@@ -69,6 +70,8 @@ struct Report {
     paths: BTreeMap<&'static str, u64>,
     /// Packets neither translated nor passed, by reason.
     drops: BTreeMap<&'static str, u64>,
+    /// The other nodes that are watched.
+    nodes: Vec<NodeHealth>,
     conditions: Vec<Told>,
 }
 
@@ -146,6 +149,7 @@ fn report(place: &Place) -> Result<Report> {
         addresses: status.addresses,
         data_path: status.uplinks.first().and_then(|uplink| uplink.data_path.clone()),
         uplinks: status.uplinks,
+        nodes: status.nodes,
         conditions: status.conditions,
     })
 }
@@ -298,6 +302,7 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(out, "{:<16} {:<16} {state}", place.hook, place.interface)?;
     }
     write_policies(out, &report.policies)?;
+    write_nodes(out, &report.nodes)?;
     for (title, counters) in
         [("TRANSLATED BY WAY OF", &report.paths), ("DROPPED BECAUSE OF", &report.drops)]
     {
@@ -315,6 +320,23 @@ fn write_table(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     for told in &report.conditions {
         writeln!(out, "{} {}: {}", told.object, told.reason, told.message)?;
+    }
+    Ok(())
+}
+
+fn write_nodes(out: &mut String, nodes: &[NodeHealth]) -> std::fmt::Result {
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let width = nodes.iter().map(|node| node.name.len()).max().unwrap_or_default().max(4);
+    writeln!(
+        out,
+        "\n{:<width$} {:<15} {:<9} {:<20} {:<10} GATEWAY",
+        "NODE", "ADDRESS", "STATE", "SINCE", "PROBE"
+    )?;
+    for NodeHealth { name, ip, state, since, probe, gateway } in nodes {
+        let ip = ip.to_string();
+        writeln!(out, "{name:<width$} {ip:<15} {state:<9} {since:<20} {probe:<10} {gateway}")?;
     }
     Ok(())
 }

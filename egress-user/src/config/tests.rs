@@ -157,3 +157,26 @@ fn a_time_below_the_rfcs_is_a_warning() {
     );
     assert!(AgentConfig::default().warnings().is_empty());
 }
+
+#[test]
+fn the_health_of_nodes_has_defaults_and_limits() {
+    let parsed =
+        AgentConfig::parse(&document(json!({"health": {"interval": "100ms", "lease": "2s"}})));
+    let health = parsed.unwrap().health;
+    let expected = Health {
+        interval: Duration::from_millis(100),
+        lease: Duration::from_secs(2),
+        ..Health::default()
+    };
+    assert_eq!(health, expected);
+    for (key, value) in [
+        ("interval", json!("5ms")),
+        ("misses", json!(0)),
+        ("gatewayInterval", json!("100ms")),
+        ("lease", json!("500ms")),
+        ("lese", json!("2s")),
+    ] {
+        let error = refused(json!({"health": {key: value}}));
+        assert!(error.contains(key), "{error}");
+    }
+}

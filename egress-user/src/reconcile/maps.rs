@@ -16,15 +16,18 @@ use std::{
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
-use egress_common::abi::{
-    Arrival, Config, NO_SLOT, NO_VNID, NodeHop, Slot, SlotCounters, UsageRecord, Wire, action,
-    mapping,
+use egress_common::{
+    abi::{
+        Arrival, Config, NO_SLOT, NO_VNID, NodeHop, Slot, SlotCounters, UsageRecord, Wire, action,
+        mapping,
+    },
+    state,
 };
 
 use crate::{
     bpf::{Maps, Plain},
     model::Mapping,
-    sweep::sweep,
+    sweep::{now, sweep},
 };
 
 /// What the maps shall hold.
@@ -134,6 +137,13 @@ pub fn configure(maps: &mut Maps, config: &Config) -> Result<bool> {
 /// The settings that the maps hold; all zero in maps just made.
 pub fn settings(maps: &Maps) -> Result<Config> {
     Ok(maps.config.get(&0, 0).context("read the map config")?.0)
+}
+
+/// Whether the programs are silent about the egress IPs, as `egress_common::fence` has it.
+pub fn is_fenced(maps: &Maps) -> Result<bool> {
+    let (lease, heard) =
+        (settings(maps)?.lease, maps.heard.get(&0, 0).context("read the map heard")?);
+    Ok(lease != 0 && heard != 0 && state::age(now()?, heard) > lease)
 }
 
 /// What the maps held when they were last read or written.
@@ -321,6 +331,9 @@ fn reconcile_egress_ips(maps: &mut Maps, held: &mut Held) -> Result<()> {
 
 /// Turns every policy into a drop: what a stopping agent leaves behind lets nothing out.
 pub fn close(maps: &mut Maps) -> Result<()> {
+    // Before them: who asks meanwhile sends elsewhere what would be dropped here.
+    let config = Config { carries: 0, ..settings(maps)? };
+    configure(maps, &config)?;
     let mut held = Held::read(maps)?;
     let drops = held.policy.keys().map(|vnid| (*vnid, Tenant::Drop)).collect();
     reconcile_policies(maps, &mut held, &drops)?;
