@@ -53,6 +53,7 @@ pub mod status;
 mod tables;
 mod uplinks;
 mod wake;
+mod witness;
 
 pub use wake::run;
 
@@ -106,6 +107,8 @@ struct Agent {
     /// By the name of the uplink.
     arp: BTreeMap<String, ArpSocket>,
     schedule: Schedule,
+    /// By uplink, who has to answer to a claimed address.
+    witnesses: BTreeMap<String, Ipv4Addr>,
     /// Unlabelled addresses of ours.
     owned: Owned,
     /// Egress IPs, ours or found there, and the uplinks they are on.
@@ -122,6 +125,8 @@ struct Agent {
     carries: bool,
     /// The programs keep silent about the egress IPs here, as was last told.
     fenced: bool,
+    /// Egress IPs without a witness, as was last told.
+    unwitnessed: Vec<Ipv4Addr>,
     health: health_watch::Watch,
     status: StatusFile,
     /// Held as long as the agent runs.
@@ -156,6 +161,7 @@ impl Agent {
             carries: maps::settings(&maps)?.carries == 1,
             health,
             fenced: false,
+            unwitnessed: Vec::new(),
             former: status.uplinks(),
             owned,
             uplinks,
@@ -167,6 +173,7 @@ impl Agent {
             ovs_held: None,
             bridged: BTreeMap::new(),
             arp: BTreeMap::new(),
+            witnesses: BTreeMap::new(),
             schedule: Schedule::new(node::announcing(&config)),
             held: BTreeMap::new(),
             conflicts: BTreeSet::new(),

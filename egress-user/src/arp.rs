@@ -66,6 +66,18 @@ impl Arp {
         Self { sender_ip: Ipv4Addr::UNSPECIFIED, ..Self::announcement_request(mac, ip) }
     }
 
+    /// "Who has `target`? Tell `ip`", asked in the name of an egress IP: the answer goes to whom the
+    /// other side now takes for its owner.
+    pub fn question(mac: Mac, ip: Ipv4Addr, target: Ipv4Addr) -> Self {
+        Self { target_ip: target, ..Self::announcement_request(mac, ip) }
+    }
+
+    /// Whether this is `witness` answering a question of [`Arp::question`] in the name of `ip`.
+    pub fn answers(&self, mac: Mac, ip: Ipv4Addr, witness: Ipv4Addr) -> bool {
+        self.operation == Operation::Reply
+            && (self.sender_ip, self.target_ip, self.target_mac) == (witness, ip, mac)
+    }
+
     /// To everyone on the link.
     pub fn to_frame(&self) -> [u8; FRAME_LEN] {
         let operation = match self.operation {
@@ -177,6 +189,28 @@ mod tests {
         ] {
             assert_eq!(arp.claimed_by_another(OURS), Some(IP), "{arp:?}");
             assert_eq!(arp.claimed_by_another(THEIRS), None, "{arp:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_witness_own_answer_to_us_is_one() {
+        let witness = Ipv4Addr::new(10, 0, 0, 1);
+        let answer = Arp {
+            operation: Operation::Reply,
+            sender_mac: THEIRS,
+            sender_ip: witness,
+            target_mac: OURS,
+            target_ip: IP,
+        };
+        assert!(answer.answers(OURS, IP, witness));
+        for other in [
+            Arp { operation: Operation::Request, ..answer },
+            Arp { sender_ip: Ipv4Addr::new(10, 0, 0, 9), ..answer },
+            Arp { target_mac: THEIRS, ..answer },
+            Arp { target_ip: Ipv4Addr::new(10, 0, 0, 12), ..answer },
+            Arp::question(OURS, IP, witness),
+        ] {
+            assert!(!other.answers(OURS, IP, witness), "{other:?}");
         }
     }
 

@@ -50,6 +50,8 @@ pub enum Reason {
     Silent,
     /// No node lists the egress IP.
     Unhosted,
+    /// The gateway, or whoever is to bear witness, has not answered to the egress IP yet.
+    Unwitnessed,
 }
 
 /// One object, one reason, one sentence.
@@ -98,6 +100,7 @@ mod tests {
             SameNodeTwice,
             Silent,
             Unhosted,
+            Unwitnessed,
         ];
         assert!(sorted.is_sorted());
         assert!(sorted.map(|reason| format!("{reason:?}")).is_sorted());

@@ -8,15 +8,16 @@ use egress_common::mark::MAX_VNID;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
-pub use self::health::Health;
 use crate::{
     cidr::{Cidr, parse_with_length},
     model::typed,
 };
 
 mod choice;
+mod health;
 
-pub use choice::{Affinity, Compat, DataPath, Enabled};
+pub use choice::{Affinity, Compat, DataPath, Enabled, Witness};
+pub use health::Health;
 
 /// All settings; `AgentConfig::default()` is a document with nothing but its kind.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -186,6 +187,8 @@ pub struct Announce {
     pub refresh: Duration,
     /// Ask before claiming whether another machine has the address.
     pub probe: bool,
+    /// Who has to answer to a claimed address before it counts as announced.
+    pub witness: Witness,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -292,6 +295,7 @@ impl Default for Announce {
             interval: Duration::from_secs(1),
             refresh: Duration::from_secs(60),
             probe: true,
+            witness: Witness::Gateway,
         }
     }
 }
@@ -495,7 +499,6 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     }
 }
 
-mod health;
 mod reload;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ pub mod subscription;
 pub mod xdp;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -21,7 +21,7 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
         link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol},
-        route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
 };
 
@@ -174,6 +174,16 @@ impl Netlink {
     /// The links by which a route of any table leads beyond their own networks.
     pub async fn links_beyond(&self) -> Result<BTreeSet<u32>> {
         Ok(self.routes().await?.iter().flat_map(beyond).collect())
+    }
+
+    /// By link, the gateway of its default route of any table; of several the one with the lowest
+    /// metric.
+    pub async fn gateways(&self) -> Result<BTreeMap<u32, Ipv4Addr>> {
+        let mut found: Vec<(u32, u32, Ipv4Addr)> =
+            self.routes().await?.iter().filter_map(gateway).collect();
+        // The last one that is collected counts.
+        found.sort_by_key(|(metric, ..)| std::cmp::Reverse(*metric));
+        Ok(found.into_iter().map(|(_, link, gateway)| (link, gateway)).collect())
     }
 
     async fn routes(&self) -> Result<Vec<RouteMessage>> {
@@ -334,6 +344,23 @@ fn default_route(route: &RouteMessage) -> Option<(u32, u32)> {
         }
     }
     Some((metric, link?))
+}
+
+/// Metric, link and gateway of a unicast default route with one next hop.
+fn gateway(route: &RouteMessage) -> Option<(u32, u32, Ipv4Addr)> {
+    if route.header.kind != RouteType::Unicast || route.header.destination_prefix_length != 0 {
+        return None;
+    }
+    let (mut metric, mut link, mut gateway) = (0, None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
+            _ => {}
+        }
+    }
+    Some((metric, link?, gateway?))
 }
 
 /// The links of a unicast route's next hops, if it has a gateway there or is a default route.

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use egress_common::abi::ABI_VERSION;
 use egress_tests::{
     gateway::Gateway,
-    netns::wait_until,
+    netns::{wait_for, wait_until},
     rig::{
         Rig,
         topology::{TUNNEL, UPLINK, VXLAN_PORT},
@@ -244,4 +244,33 @@ fn programs(gateway: &Gateway) -> Result<Vec<(String, bool)>> {
     let status = status(gateway)?;
     let all = status["attached"].as_array().context("nothing is attached")?;
     Ok(all.iter().map(|place| (place.to_string(), place["attached"] == true)).collect())
+}
+
+/// The gateway believes in an old owner, and does not hear us: that is told, until it answers.
+#[test]
+#[ignore = "needs root"]
+fn an_egress_ip_is_announced_until_the_gateway_answers_to_it() -> Result<()> {
+    let rig = Rig::up()?;
+    let (ip, node, outside) = ("10.0.0.11", &rig.egress.name, rig.netns("outside"));
+    outside.exec(&format!("ip neigh add {ip} lladdr 02:00:00:00:00:99 dev eth0 nud stale"))?;
+    rig.switch().nft(&format!(
+        "table netdev deaf {{\nchain {node} {{\n\
+         type filter hook ingress device {node} priority 1\n\
+         ether type arp arp saddr ip {ip} drop\n}}\n}}\n"
+    ))?;
+    let gateway = Gateway::start(&rig)?;
+    let lacks = |ip: &str| -> Result<bool> {
+        let status = gateway.status()?;
+        let conditions = status["conditions"].as_array().context("no conditions")?;
+        Ok(conditions.iter().any(|told| {
+            told["object"] == format!("Address/{ip}") && told["reason"] == "Unwitnessed"
+        }))
+    };
+    wait_for("the condition", || lacks(ip))?;
+    ensure!(!lacks("10.0.0.13")?, "the gateway answers to the others");
+    rig.switch().nft("delete table netdev deaf")?;
+    wait_for("the condition to go", || Ok(!lacks(ip)?))?;
+    let neighbour = outside.exec(&format!("ip neigh show {ip}"))?;
+    ensure!(neighbour.contains(&rig.egress.mac), "{neighbour}");
+    Ok(())
 }

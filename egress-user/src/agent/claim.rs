@@ -119,6 +119,7 @@ impl Agent {
             self.schedule.restart(ip, now);
         }
         self.held = held;
+        self.find_witnesses().await;
     }
 
     /// The uplinks of a predecessor that are none any more: asked for once.
@@ -177,6 +178,7 @@ impl Agent {
             if let Err(error) = announce(arp, ip).await {
                 warn!("{error:#}");
             }
+            self.ask_witness(ip).await;
         }
         due.wake
     }

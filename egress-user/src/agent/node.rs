@@ -82,10 +82,13 @@ fn named(device: &Device) -> Option<&str> {
     }
 }
 
+/// Announcements beyond the burst, while no witness has answered.
+const INSIST: u32 = 30;
+
 /// How egress IPs are announced.
 pub fn announcing(config: &AgentConfig) -> AnnounceSettings {
-    let Announce { burst, interval, refresh, probe: _ } = config.announce;
-    AnnounceSettings { burst, interval, refresh }
+    let Announce { burst, interval, refresh, probe: _, witness: _ } = config.announce;
+    AnnounceSettings { burst, interval, refresh, insist: INSIST }
 }
 
 /// The bridge, unless it is switched off.

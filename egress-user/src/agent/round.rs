@@ -53,6 +53,7 @@ impl Agent {
         conditions.extend(node_ports::conditions(&self.config, &self.objects, &self.identity));
         conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         conditions.extend(self.health_conditions());
+        conditions.extend(self.witness_conditions());
         conditions.sort();
         conditions.dedup();
         let again = |condition: &Condition| condition.reason == Reason::Failed;

@@ -106,7 +106,8 @@ impl Agent {
     /// The cheap look: attached programs, and what the programs logged.
     async fn look(&mut self) {
         self.data_plane.flush_log();
-        if self.is_fenced() != self.fenced {
+        self.hear_witnesses();
+        if self.schedule.unwitnessed() != self.unwitnessed || self.is_fenced() != self.fenced {
             self.round().await;
         }
         let mut missing = false;

@@ -69,6 +69,16 @@ impl ArpSocket {
         Ok(())
     }
 
+    /// All ARP packets for IPv4 that have come and were not received yet. Never waits.
+    pub fn waiting(&self) -> Vec<Arp> {
+        let mut frame = [0; 64];
+        let mut heard = Vec::new();
+        while let Ok(read) = self.socket.try_recv(&mut frame) {
+            heard.extend(frame.get(..read).and_then(Arp::parse));
+        }
+        heard
+    }
+
     /// The next ARP packet of others; what is not ARP for IPv4 is skipped. Safe to cancel.
     /// Error: the link went down or away.
     pub async fn receive(&self) -> Result<Arp> {

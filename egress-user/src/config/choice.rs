@@ -1,4 +1,6 @@
 //! The keys whose value is one of a few words.
+use std::net::Ipv4Addr;
+
 use egress_common::mark::Layout;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
@@ -69,6 +71,29 @@ impl<'de> Deserialize<'de> for Enabled {
             Value::Bool(false) => Ok(Self::No),
             Value::String(text) if text == "auto" => Ok(Self::Auto),
             other => Err(D::Error::custom(format!("{other} is none of true, false, auto"))),
+        }
+    }
+}
+
+/// `gateway`, `none`, or the address of a neighbour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Witness {
+    /// That of the uplink's default route; without one, nobody.
+    #[default]
+    Gateway,
+    Nobody,
+    Neighbour(Ipv4Addr),
+}
+
+impl<'de> Deserialize<'de> for Witness {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "gateway" => Ok(Self::Gateway),
+            "none" => Ok(Self::Nobody),
+            other => other.parse().map(Self::Neighbour).map_err(|_| {
+                D::Error::custom(format!("\"{text}\" is none of gateway, none, an IPv4 address"))
+            }),
         }
     }
 }

@@ -23,11 +23,18 @@ pub struct AnnounceSettings {
     pub interval: Duration,
     /// Between announcements after the burst; zero: none.
     pub refresh: Duration,
+    /// After the burst, so many more at the same interval while nobody has borne witness; 0: none.
+    pub insist: u32,
 }
 
 impl Default for AnnounceSettings {
     fn default() -> Self {
-        Self { burst: 3, interval: Duration::from_secs(1), refresh: Duration::from_secs(60) }
+        Self {
+            burst: 3,
+            interval: Duration::from_secs(1),
+            refresh: Duration::from_secs(60),
+            insist: 0,
+        }
     }
 }
 
@@ -42,6 +49,10 @@ pub struct Schedule {
 struct Turn {
     /// Left of the burst.
     left: u32,
+    /// Left after it, while there is no witness.
+    more: u32,
+    /// Somebody has answered to us as the owner.
+    witnessed: bool,
     /// `None`: never again.
     next: Option<Instant>,
 }
@@ -82,6 +93,24 @@ impl Schedule {
         }
     }
 
+    /// Somebody has answered to us as the owner of a held address: nothing is left to insist on.
+    pub fn witness(&mut self, ip: Ipv4Addr) {
+        if let Some(turn) = self.held.get_mut(&ip) {
+            turn.witnessed = true;
+        }
+    }
+
+    /// Whether nobody has, since the address was claimed or the link was away.
+    pub fn lacks_witness(&self, ip: Ipv4Addr) -> bool {
+        self.held.get(&ip).is_some_and(|turn| !turn.witnessed)
+    }
+
+    /// The addresses that lack a witness although their burst is over.
+    pub fn unwitnessed(&self) -> Vec<Ipv4Addr> {
+        let late = self.held.iter().filter(|(_, turn)| turn.left == 0 && !turn.witnessed);
+        late.map(|(ip, _)| *ip).collect()
+    }
+
     /// What is to be announced now; counts as done. What was missed is not made up for.
     pub fn due(&mut self, now: Instant) -> Due {
         let mut addresses = Vec::new();
@@ -97,23 +126,24 @@ impl Schedule {
 
 impl AnnounceSettings {
     fn first_turn(&self, now: Instant) -> Turn {
-        if self.burst > 0 {
-            Turn { left: self.burst, next: Some(now) }
-        } else {
-            self.refreshing(now)
-        }
+        let turn = Turn { left: self.burst, more: self.insist, witnessed: false, next: Some(now) };
+        if self.burst > 0 { turn } else { self.refreshing(turn, now) }
     }
 
     fn turn_after(&self, turn: Turn, now: Instant) -> Turn {
-        match turn.left.saturating_sub(1) {
-            0 => self.refreshing(now),
-            left => Turn { left, next: Some(now + self.interval) },
+        let soon = Some(now + self.interval);
+        match turn {
+            Turn { left: 2.., .. } => Turn { left: turn.left - 1, next: soon, ..turn },
+            Turn { more: 1.., witnessed: false, .. } => {
+                Turn { left: 0, more: turn.more - 1, next: soon, ..turn }
+            }
+            _ => self.refreshing(turn, now),
         }
     }
 
-    fn refreshing(&self, now: Instant) -> Turn {
+    fn refreshing(&self, turn: Turn, now: Instant) -> Turn {
         let next = (!self.refresh.is_zero()).then(|| now + self.refresh);
-        Turn { left: 0, next }
+        Turn { left: 0, more: 0, next, ..turn }
     }
 }
 
@@ -224,5 +254,27 @@ mod tests {
         schedule.hold(&BTreeSet::from([FIRST]), start);
         let log = run(&mut schedule, start, 3);
         assert_eq!(log, [(0, vec![]), (60, vec![FIRST]), (120, vec![FIRST])]);
+    }
+
+    #[test]
+    fn who_lacks_a_witness_goes_on_at_the_same_pace_until_there_is_one_or_enough() {
+        let start = Instant::now();
+        let settings = AnnounceSettings { insist: 4, ..AnnounceSettings::default() };
+        let mut held = Schedule::new(settings);
+        held.hold(&BTreeSet::from([FIRST]), start);
+        let log = run(&mut held, start, 9);
+        assert_eq!(log, [0, 1, 2, 3, 4, 5, 6, 66, 126].map(|second| (second, vec![FIRST])));
+        assert_eq!(held.unwitnessed(), [FIRST]);
+
+        held.restart(FIRST, start);
+        run(&mut held, start, 4);
+        held.witness(FIRST);
+        assert!(held.unwitnessed().is_empty());
+        // The turn that is due already, and then the refresh.
+        let log = run(&mut held, start + 4 * A_SECOND, 2);
+        assert_eq!(log, [0, 60].map(|second| (second, vec![FIRST])));
+        // A link that was away leaves nothing proven.
+        held.restart(FIRST, start);
+        assert!(held.lacks_witness(FIRST));
     }
 }
