@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::state::Life;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;
@@ -113,6 +113,20 @@ pub struct Arrival {
     pub vlan: u32,
 }
 
+/// Whose a packet without a flow is: see [`Config::phase`].
+pub mod phase {
+    /// The programs': they begin its flow, or refuse it.
+    pub const OWN: u8 = 0;
+    /// The node's: it goes on as it came. Flows in the tables are the programs'. So stands a node
+    /// that is being taken over, or handed back, while its own source NAT has flows too.
+    pub const BESIDE: u8 = 1;
+    /// As `BESIDE`, but until `hold_until` nothing may begin a flow, here or there: meanwhile all
+    /// flows there are can be copied over. From then on as `BESIDE`, whoever forgot to end it.
+    pub const HOLD: u8 = 2;
+    /// All packets are the node's. The programs decide, make flows and count, and change nothing.
+    pub const SHADOW: u8 = 3;
+}
+
 /// The node's settings: the one element of the `config` map.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -129,7 +143,8 @@ pub struct Config {
     pub unwrap_gso: u8,
     /// 1: this node carries tenants' packets, and says so to other nodes that ask.
     pub carries: u8,
-    pub pad: u8,
+    /// See [`phase`].
+    pub phase: u8,
     /// A random number, written into a translated packet's control block for the guard to see.
     pub stamp: [u32; 2],
     /// Interface of the tunnel device; 0: none.
@@ -174,6 +189,8 @@ pub struct Config {
     /// Ticks without a sign of any other node after which this one stops answering for its egress
     /// IPs; 0: never.
     pub lease: u32,
+    /// Ticks: when a [`phase::HOLD`] is over.
+    pub hold_until: u32,
     pub networks: [Network; MAX_NETWORKS],
 }
 
@@ -194,6 +211,23 @@ impl Config {
     #[inline(always)]
     pub fn is_pod(&self, address: [u8; 4]) -> bool {
         self.within(u32::from_be_bytes(address), self.cluster_networks)
+    }
+
+    /// Whether what has no flow is left to the node.
+    #[inline(always)]
+    pub fn is_beside(&self) -> bool {
+        self.phase == phase::BESIDE || self.phase == phase::HOLD
+    }
+
+    /// Whether nothing may begin a flow.
+    #[inline(always)]
+    pub fn is_holding(&self, now: u32) -> bool {
+        self.phase == phase::HOLD && self.hold_until.wrapping_sub(now).cast_signed() > 0
+    }
+
+    #[inline(always)]
+    pub fn is_shadow(&self) -> bool {
+        self.phase == phase::SHADOW
     }
 
     /// Whether packets to `address` are none of the gateway's business: the cluster and service

@@ -98,15 +98,19 @@ pub fn find_or_create<T: Tables>(
             return create(tables, context, scratch);
         }
     };
+    scratch.lease.egress_ip = context.slot.egress_ip;
+    scratch.lease.egress_port = flow.egress_port;
     let Origin { node, ifindex, .. } = scratch.origin;
     if flow.node.get() != node
         || flow.ifindex.get() != ifindex
         || flow.slot.get() != scratch.translation.slot
     {
+        // Who only looks on meets a packet once more, on its way through the node.
+        if context.config.is_shadow() {
+            return Ok(());
+        }
         move_home(tables, flow, scratch)?;
     }
-    scratch.lease.egress_ip = context.slot.egress_ip;
-    scratch.lease.egress_port = flow.egress_port;
     if scratch.origin.hop == Hop::Early && flow.life.now().is_due(context.now) {
         scratch.macs_known = 0;
         return Ok(());

@@ -212,6 +212,12 @@ fn leave<P: Packet, T: Tables>(
     if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
         return Err(Reason::Fragment);
     }
+    name(scratch);
+    match share(tables, config, scratch) {
+        Share::Ours => {}
+        Share::Nodes => return Ok(Verdict::Pass),
+        Share::Held => return Err(Reason::Held),
+    }
     let forwards = scratch.origin.hop != Hop::Stack;
     match scratch.transport.kind {
         Kind::Malformed => return Err(Reason::Malformed),
@@ -227,8 +233,7 @@ fn leave<P: Packet, T: Tables>(
             return Ok(Verdict::Translate);
         }
         Kind::Error => {
-            original_error(packet, tables, scratch)?;
-            return Ok(Verdict::Translate);
+            return or_left(config, original_error(packet, tables, scratch));
         }
         _ => {}
     }
@@ -244,7 +249,6 @@ fn leave<P: Packet, T: Tables>(
         scratch.answer = Answer::too_big(config.node, slot.mtu);
         return Ok(Verdict::Answer);
     }
-    name(scratch);
     let flags = scratch.transport.flags;
     let context = Context { config, slot, now: tables.now(), flags, length: packet.length() };
     if let Err(reason) = find_or_create(tables, &context, scratch) {
@@ -265,6 +269,51 @@ fn leave<P: Packet, T: Tables>(
     let Scratch { ip, transport, origin, .. } = scratch;
     scratch.translation.rewrite = rewrite(ip, transport, Side::Source, source, origin.hop);
     Ok(Verdict::Translate)
+}
+
+/// Whose a packet is while the node's own source NAT has flows beside the programs'.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Ours = 0,
+    Nodes = 1,
+    Held = 2,
+}
+
+/// The share that a pod's packet is in, by the flow of `scratch.key`. A function of its own: in
+/// everyday life nobody asks.
+#[inline(always)]
+fn share<T: Tables>(tables: &T, config: &Config, scratch: &Scratch) -> Share {
+    if config.is_beside() { share_beside(tables, config, scratch) } else { Share::Ours }
+}
+
+#[inline(never)]
+fn share_beside<T: Tables>(tables: &T, config: &Config, scratch: &Scratch) -> Share {
+    let holds = config.is_holding(tables.now());
+    // The node reassembles: it gets all fragments or none. Beside, it has every flow that we have.
+    if scratch.ip.is_fragment() && !holds {
+        return Share::Nodes;
+    }
+    match scratch.transport.kind {
+        Kind::Malformed | Kind::Error | Kind::Later => Share::Ours,
+        // What belongs to no flow is the node's to judge.
+        Kind::EchoReply | Kind::OtherIcmp => Share::Nodes,
+        _ if tables.original(&scratch.key).is_some() => Share::Ours,
+        kind if holds && (kind != Kind::Tcp || scratch.transport.flags & tcp::SYN != 0) => {
+            Share::Held
+        }
+        _ => Share::Nodes,
+    }
+}
+
+/// An error that belongs to no flow of ours may belong to one of the node's.
+#[inline(always)]
+fn or_left(config: &Config, translated: Result<(), Reason>) -> Result<Verdict, Reason> {
+    match translated {
+        Ok(()) => Ok(Verdict::Translate),
+        Err(Reason::NoFlow) if config.is_beside() => Ok(Verdict::Pass),
+        Err(reason) => Err(reason),
+    }
 }
 
 /// Reads the headers into `scratch`: what is decided there is decided on plain numbers, so that
@@ -340,6 +389,9 @@ fn come_back<P: Packet, T: Tables>(
         if scratch.ip.is_fragment() && !scratch.ip.is_sane_fragment() {
             return Err(Reason::Fragment);
         }
+        if config.is_beside() && scratch.ip.is_fragment() && !config.is_holding(tables.now()) {
+            return Ok(Verdict::Pass);
+        }
         if kind == Kind::Later {
             if !is_noted(tables, scratch) {
                 return Ok(Verdict::Keep);
@@ -348,9 +400,11 @@ fn come_back<P: Packet, T: Tables>(
             return Ok(Verdict::Translate);
         }
         if kind == Kind::Error {
-            reply_error(packet, tables, scratch)?;
-            remember_owner(tables, scratch)?;
-            return Ok(Verdict::Translate);
+            let verdict = or_left(config, reply_error(packet, tables, scratch))?;
+            if verdict == Verdict::Translate {
+                remember_owner(tables, scratch)?;
+            }
+            return Ok(verdict);
         }
     }
     let found = if names_no_flow { None } else { tables.reply(&scratch.lease) };
@@ -421,6 +475,9 @@ pub fn leaves_translated<T: Tables>(
 /// New connections from outside end at the egress IP; what is not for one is not ours.
 #[inline(always)]
 fn refuse<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<Verdict, Reason> {
+    if tables.config().is_some_and(Config::is_beside) {
+        return Ok(Verdict::Pass);
+    }
     let Some(&index) = tables.egress_ip(scratch.ip.destination) else {
         return Ok(Verdict::Pass);
     };

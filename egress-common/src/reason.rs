@@ -63,6 +63,8 @@ reasons! {
     FragmentEarly = 22, "fragment_early";
     /// This node has heard no other for longer than its lease: its egress IPs may be elsewhere.
     Fenced = 23, "fenced";
+    /// It would begin a flow while all flows are being taken over or handed back: it may come again.
+    Held = 24, "held";
 }
 
 impl Reason {

@@ -21,7 +21,8 @@ use crate::{
     fence::{self, SENDER, TARGET},
     kept, log,
     maps::{
-        Maps, count_dropped, count_path, count_reason, hear, is_node, pod, scratch, slot_counters,
+        Maps, count_dropped, count_path, count_reason, hear, is_node, is_shadow, pod, scratch,
+        slot_counters,
     },
     tc::{At, ETH_LEN, Skb, act, layout},
     underlay,
@@ -55,14 +56,14 @@ pub fn uplink_egress(context: &TcContext) -> i32 {
     counted(to_outside(&skb))
 }
 
-/// A packet that is not treated is dropped, and its reason counted.
+/// A packet that is not treated is dropped, and its reason counted. In the shadow it is only counted.
 #[inline(always)]
 pub fn counted(result: Result<i32, Reason>) -> i32 {
     match result {
         Ok(action) => action,
         Err(reason) => {
             count_reason(reason);
-            act::DROP
+            if is_shadow() { act::PASS } else { act::DROP }
         }
     }
 }
@@ -115,6 +116,10 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
     skb.pull::<{ ETH_LEN + 60 }>();
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
+    if config.is_shadow() {
+        look_on(skb, scratch, path);
+        return Ok(act::PASS);
+    }
     if config.data_path == data_path::STACK {
         return Ok(mark_for_stack(skb, &scratch.origin));
     }
@@ -133,6 +138,24 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
             count_original(skb.frame_length(), translation);
             Ok(send(skb, &translation.way))
         }
+    }
+}
+
+/// In the shadow: decides about a pod's packet and counts. What comes out of the tunnel comes by the
+/// gateway device again, where it counts no second time.
+#[inline(never)]
+fn look_on(skb: &Skb, scratch: &mut Scratch, path: Path) {
+    let maps = Maps { context: skb.context() };
+    match ask_original::<ETH_LEN>(skb, scratch) {
+        said::ANSWER => count_reason(scratch.answer.reason),
+        said::TRANSLATE => {
+            let flow = maps.original(&scratch.key);
+            if flow.is_none_or(|flow| flow.node.get() == scratch.origin.node) {
+                count_path(path);
+                count_original(skb.frame_length(), &scratch.translation);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -227,7 +250,16 @@ fn from_outside(skb: &Skb) -> Result<i32, Reason> {
             return Ok(received);
         }
     }
-    match ask_reply(skb, scratch) {
+    let reply = ask_reply(skb, scratch);
+    if config.is_shadow() {
+        match reply {
+            said::TRANSLATE => count_reply(skb.frame_length(), &scratch.translation),
+            said::ANSWER => count_reason(scratch.answer.reason),
+            _ => {}
+        }
+        return Ok(act::PASS);
+    }
+    match reply {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
         said::ANSWER => Ok(answer_outside(skb, scratch)),
@@ -268,6 +300,10 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
     let whose = if by_mark.is_some() { by_mark } else { whose(skb, config)? };
     let Some(vnid) = whose else { return Ok(of_the_node(skb, config)) };
     let Some(ip) = Ipv4::read(&At::<ETH_LEN>(*skb), 0) else { return Err(Reason::Malformed) };
+    if config.is_shadow() {
+        // What would be stopped is counted.
+        return leaves_translated(ip.source, vnid, &maps).map(|_| act::PASS);
+    }
     let stopped = |_: &Reason| {
         log::stopped(u32::from_be_bytes(ip.source), vnid);
         count_dropped(maps.policy(vnid).copied().unwrap_or(NO_SLOT));

@@ -399,6 +399,12 @@ pub fn mac_words(header: [u8; 12]) -> MacWords {
     [[d0, d1, d2, d3], [d4, d5, s0, s1], [s2, s3, s4, s5]].map(u32::from_ne_bytes)
 }
 
+/// Whether nothing is to be changed. Settings that are not there change things.
+#[inline(always)]
+pub fn is_shadow() -> bool {
+    CONFIG.get(0).is_some_and(Config::is_shadow)
+}
+
 #[inline(always)]
 pub fn is_node(address: [u8; 4]) -> bool {
     let known = NODES.get_ptr(address).is_some();

@@ -10,7 +10,7 @@ use egress_common::{abi::Path, mark::mark, reason::Reason, spread::EgressNodes, 
 
 use crate::{
     hooks,
-    maps::{Maps, count_path, vnid_of_pod},
+    maps::{Maps, count_path, is_shadow, vnid_of_pod},
     tc::{At, ETH_LEN, Skb, layout},
 };
 
@@ -56,6 +56,9 @@ fn send_on(skb: &Skb) -> Result<i32, Reason> {
     };
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
+    if config.is_shadow() {
+        return Ok(NOT_SENT);
+    }
     // The tenant is known by its device, so a stranger's address would leave as the tenant's.
     if config.is_untouched(destination) || maps.policy(vnid).is_none() {
         return Ok(NOT_SENT);
@@ -84,6 +87,7 @@ fn send_on(skb: &Skb) -> Result<i32, Reason> {
 pub fn tunnel_ingress(context: &TcContext) {
     let skb = Skb::new(context);
     if let Some((vnid, node)) = skb.tunnel_source()
+        && !is_shadow()
         && egress_nodes(vnid).is_some_and(|nodes| nodes.contains(node))
     {
         skb.make_ours();

@@ -32,9 +32,9 @@ use crate::{
 /// VXLAN that comes by a further uplink is the tunnel device's.
 #[inline(always)]
 pub fn receive(skb: &Skb, config: &Config, scratch: &mut Scratch) -> Result<i32, Reason> {
-    if config.data_path != data_path::TC
-        || skb.ifindex() != config.uplink
-        || recognise(skb, config, scratch) != said::TRANSLATE
+    // The shadow looks on behind the tunnel device.
+    let here = config.data_path == data_path::TC && !config.is_shadow();
+    if !here || skb.ifindex() != config.uplink || recognise(skb, config, scratch) != said::TRANSLATE
     {
         return Ok(probe::receive(skb, config));
     }

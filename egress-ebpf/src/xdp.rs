@@ -237,7 +237,8 @@ pub fn uplink(context: &XdpContext) -> u32 {
 fn receive(frame: &mut Frame) -> Result<u32, Reason> {
     let maps = frame.maps();
     let Some(config) = maps.config() else { return Ok(XDP_PASS) };
-    if config.data_path != data_path::TC || config.wire.send == xdp_send::NONE {
+    let here = config.data_path == data_path::TC && !config.is_shadow();
+    if !here || config.wire.send == xdp_send::NONE {
         return Ok(XDP_PASS);
     }
     let arrival = Arrival { vlan: frame.find_tag(), device: frame.ifindex() };

@@ -72,7 +72,13 @@ impl Host {
     pub fn original(&mut self, origin: Origin, packet: &[u8]) -> Outcome {
         self.scratch.origin = origin;
         let verdict = translate_original(&Bytes(packet), &self.tables, &mut self.scratch);
-        outcome(verdict, packet, &self.scratch)
+        self.unless_shadow(outcome(verdict, packet, &self.scratch))
+    }
+
+    /// As the hooks do: the engine decides, and the packet goes on as it came.
+    fn unless_shadow(&self, outcome: Outcome) -> Outcome {
+        let config = self.tables.config.as_ref().expect("the gateway is configured");
+        if config.is_shadow() { Outcome::Passed } else { outcome }
     }
 
     /// What the hook does with a fragment that came too early.
@@ -136,7 +142,7 @@ impl Gateway for Host {
 
     fn arrive(&mut self, packet: &[u8]) -> Outcome {
         let verdict = translate_reply(&Bytes(packet), &self.tables, &mut self.scratch);
-        let found = outcome(verdict, packet, &self.scratch);
+        let found = self.unless_shadow(outcome(verdict, packet, &self.scratch));
         let ip = self.scratch.ip;
         match found {
             Outcome::Kept => return self.keep(packet),
@@ -165,7 +171,7 @@ impl Gateway for Host {
             }
         };
         let config = self.tables.config.as_ref().expect("the gateway is configured");
-        if config.is_untouched(ip.destination) {
+        if config.is_untouched(ip.destination) || config.is_shadow() {
             return Outcome::Passed;
         }
         match leaves_translated(ip.source, vnid, &self.tables) {

@@ -17,6 +17,7 @@ mod lifetime;
 mod limits;
 mod mapping;
 mod masquerade;
+mod phases;
 mod ports;
 mod protocols;
 mod tcp;
@@ -48,6 +49,7 @@ pub fn all() -> impl Iterator<Item = Story> {
         limits::STORIES,
         mapping::STORIES,
         masquerade::STORIES,
+        phases::STORIES,
     ]
     .into_iter()
     .flatten()
