@@ -116,14 +116,15 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
     skb.pull::<{ ETH_LEN + 60 }>();
     let maps = Maps { context: skb.context() };
     let config = maps.config().ok_or(Reason::NotReady)?;
-    if config.is_shadow() {
-        look_on(skb, scratch, path);
-        return Ok(act::PASS);
-    }
-    if config.data_path == data_path::STACK {
+    if config.data_path == data_path::STACK && !config.is_shadow() {
         return Ok(mark_for_stack(skb, &scratch.origin));
     }
-    match ask_original::<ETH_LEN>(skb, scratch) {
+    let original = ask_original::<ETH_LEN>(skb, scratch);
+    if config.is_shadow() {
+        look_on(skb, scratch, original, path);
+        return Ok(act::PASS);
+    }
+    match original {
         said::PASS => Ok(act::PASS),
         said::DROP => Ok(act::DROP),
         said::ANSWER => Ok(answer_pod(skb, scratch)),
@@ -141,12 +142,12 @@ fn send_original(skb: &Skb, scratch: &mut Scratch, path: Path) -> Result<i32, Re
     }
 }
 
-/// In the shadow: decides about a pod's packet and counts. What comes out of the tunnel comes by the
+/// In the shadow: counts what was said of a pod's packet. What comes out of the tunnel comes by the
 /// gateway device again, where it counts no second time.
 #[inline(never)]
-fn look_on(skb: &Skb, scratch: &mut Scratch, path: Path) {
+fn look_on(skb: &Skb, scratch: &Scratch, original: u32, path: Path) {
     let maps = Maps { context: skb.context() };
-    match ask_original::<ETH_LEN>(skb, scratch) {
+    match original {
         said::ANSWER => count_reason(scratch.answer.reason),
         said::TRANSLATE => {
             let flow = maps.original(&scratch.key);
@@ -343,6 +344,7 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
 fn of_the_node(skb: &Skb, config: &Config) -> i32 {
     // Without a stamp what the programs masquerade looks the same.
     if config.masquerade_slot != 0
+        && !config.is_shadow()
         && config.stamp[0] != 0
         && skb.bytes::<4>(ETH_LEN + 12) == Some(config.node)
         && let Some(scratch) = scratch()

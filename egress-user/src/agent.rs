@@ -7,10 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use egress_common::abi::phase;
 use log::{error, info, warn};
 
 use crate::{
@@ -39,6 +40,7 @@ use crate::{
 mod allocator;
 mod bridge;
 mod claim;
+pub mod doctor;
 mod facts;
 pub mod health;
 pub mod lock;
@@ -51,6 +53,7 @@ mod round;
 mod sources;
 pub mod status;
 mod tables;
+pub mod takeover;
 mod uplinks;
 mod wake;
 mod witness;
@@ -92,6 +95,8 @@ struct Agent {
     /// Every program runs where it belongs.
     attached: bool,
     wiring: Wiring,
+    /// Whose what has no flow is (`abi::phase`), and the tick when a hold is over.
+    phase: (u8, u32),
     maps: Maps,
     /// `None`: they are to be read.
     maps_held: Option<maps::Held>,
@@ -130,7 +135,7 @@ struct Agent {
     health: health_watch::Watch,
     status: StatusFile,
     /// Held as long as the agent runs.
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Agent {
@@ -190,14 +195,46 @@ impl Agent {
             netlink,
             data_plane,
             wiring: Wiring::default(),
+            phase: (phase::OWN, 0),
             maps,
             maps_held: None,
             unread: None,
             waiting: None,
             attached: false,
-            _lock: lock,
+            lock,
             source_maps,
         })
+    }
+
+    /// Only looks on: the programs decide and count, and all packets are the node's.
+    ///
+    /// # Errors
+    /// Programs are in force here, which would stop treating their tenants' packets.
+    fn shadow(&mut self) -> Result<()> {
+        let held = maps::settings(&self.maps)?;
+        ensure!(
+            held.node == [0; 4] || held.phase == phase::SHADOW,
+            "programs of egress are in force here: hand the node back first (`egress handback`)"
+        );
+        self.phase = (phase::SHADOW, 0);
+        self.ovs_watch = None;
+        Ok(())
+    }
+
+    fn is_shadow(&self) -> bool {
+        self.phase.0 == phase::SHADOW
+    }
+
+    /// Leaves nothing: who only looked on has changed nothing else.
+    fn vanish(self, bpffs: &Path) -> Result<()> {
+        crate::bpf::remove_pins(bpffs)?;
+        self.status.remove();
+        self.lock.remove()
+    }
+
+    /// Ends without leaving: what is in force goes on.
+    fn into_lock(self) -> Lock {
+        self.lock
     }
 
     fn tell_ready(&self) {

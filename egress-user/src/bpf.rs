@@ -91,7 +91,7 @@ impl Hook {
         }
     }
 
-    fn direction(self) -> TcAttachType {
+    pub fn direction(self) -> TcAttachType {
         match self {
             Self::UplinkEgress => TcAttachType::Egress,
             _ => TcAttachType::Ingress,

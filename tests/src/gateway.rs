@@ -97,8 +97,13 @@ impl<'a> Gateway<'a> {
 
     /// Starts `egress run` and waits until it says that it is ready.
     pub fn run_agent(&mut self) -> Result<()> {
+        self.run_agent_with(&[])
+    }
+
+    /// As [`Gateway::run_agent`], with more arguments.
+    pub fn run_agent_with(&mut self, arguments: &[&str]) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
-        let mut agent = self.start_agent(&[])?;
+        let mut agent = self.start_agent(arguments)?;
         if let Some(status) = self.ready_or_ended(&mut agent)? {
             bail!("the agent ended before it was ready ({status}); its log:\n{}", self.log());
         }
@@ -212,6 +217,25 @@ impl<'a> Gateway<'a> {
             bail!("the agent still ran {DEADLINE:?} after SIGTERM; its log:\n{}", self.log());
         };
         Ok(status)
+    }
+
+    /// Waits for the agent to end by itself, and tells how it did.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        let mut status = None;
+        wait_until(DEADLINE, || {
+            status = agent.try_wait().ok().flatten();
+            status.is_some()
+        });
+        status.with_context(|| format!("the agent did not end; its log:\n{}", self.log()))
+    }
+
+    /// Starts another verb of `egress` where the agent is, silent.
+    pub fn start_egress(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(&self.binary);
+        command.envs(self.environment.iter().cloned()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.netns.spawn_in(&self.mounts, &mut command)
     }
 
     /// Runs another verb of `egress` where the agent is, and returns what it printed and said.

@@ -102,10 +102,14 @@ pub fn stamp(held: [u32; 2]) -> Result<[u32; 2]> {
     if held != [0, 0] {
         return Ok(held);
     }
-    let mut bytes = [0; 8];
+    Ok([random()? | 1, random()?])
+}
+
+/// A random number.
+pub fn random() -> Result<u32> {
+    let mut bytes = [0; 4];
     File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("read a random number from /dev/urandom")?;
-    let [a, b, c, d, e, f, g, h] = bytes;
-    Ok([u32::from_ne_bytes([a, b, c, d]) | 1, u32::from_ne_bytes([e, f, g, h])])
+    Ok(u32::from_ne_bytes(bytes))
 }

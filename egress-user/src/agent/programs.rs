@@ -6,6 +6,7 @@ use super::{Agent, failed, node, tables};
 use crate::{
     bpf::Hook,
     condition::{Condition, Reason},
+    config::DataPath,
     netlink::Link,
     plan::Plan,
     reconcile::{
@@ -48,6 +49,7 @@ impl Agent {
             stamp: node::stamp(held.stamp)?,
             masquerade_slot: self.maps.masquerade_slot(),
             carries: self.carries,
+            phase: self.phase,
         })?;
         maps::configure(&mut self.maps, &config)?;
         maps::reconcile_arrivals(&mut self.maps, &self.wiring.arrivals)
@@ -82,10 +84,17 @@ impl Agent {
 
     async fn attach_xdp(&mut self, conditions: &mut Vec<Condition>) {
         let links: Vec<Link> = self.links().cloned().collect();
-        let Self { data_plane, netlink, config, .. } = self;
-        let (wiring, found) = xdp::reconcile(data_plane, netlink, &links, config.data_path).await;
+        // What is sent from XDP passes no shadow.
+        let shadow = self.is_shadow();
+        let wanted = if shadow { DataPath::Tc } else { self.config.data_path };
+        let Self { data_plane, netlink, .. } = self;
+        let (mut wiring, found) = xdp::reconcile(data_plane, netlink, &links, wanted).await;
         conditions.extend(found);
-        for (name, now) in &wiring.in_force {
+        for (name, now) in &mut wiring.in_force {
+            if shadow {
+                now.path = "shadow".to_owned();
+                "the programs only look on, as --shadow asks".clone_into(&mut now.why);
+            }
             if self.wiring.in_force.get(name) != Some(now) {
                 info!("the data path on {name} is {}: {}", now.path, now.why);
             }

@@ -18,6 +18,9 @@ impl Agent {
     }
 
     pub(super) async fn round_with(&mut self, mut conditions: Vec<Condition>) {
+        if self.is_shadow() {
+            return self.look_on(conditions).await;
+        }
         self.watch_nodes();
         self.deal_out(&mut conditions);
         self.observe_ovs(&mut conditions).await;
@@ -59,6 +62,21 @@ impl Agent {
         let again = |condition: &Condition| condition.reason == Reason::Failed;
         let failed = !self.conflicts.is_empty() || conditions.iter().any(again);
         self.retry.note(failed, Instant::now(), retry::chance());
+        self.tell(&plan, conditions);
+    }
+
+    /// A round in the shadow: the programs know what they would do, and nothing else is touched.
+    async fn look_on(&mut self, mut conditions: Vec<Condition>) {
+        self.observe_ovs(&mut conditions).await;
+        let plan = self.plan_without(&BTreeSet::new());
+        match self.fill_maps(&plan) {
+            Ok(dropped) => {
+                conditions.extend(tables::dropped(&dropped, &self.config));
+                self.attach(&mut conditions).await;
+            }
+            Err(error) => conditions.push(failed("Agent/maps", &error)),
+        }
+        conditions.extend(plan.conditions.iter().chain(&self.unread).chain(&self.waiting).cloned());
         self.tell(&plan, conditions);
     }
 

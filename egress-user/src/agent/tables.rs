@@ -47,6 +47,8 @@ pub struct Node<'a> {
     pub masquerade_slot: u32,
     /// Tenants' packets, as far as this node is concerned.
     pub carries: bool,
+    /// Whose what has no flow is (`abi::phase`), and the tick when a hold is over.
+    pub phase: (u8, u32),
 }
 
 /// The networks that are left untouched, those of pods first. The node's addresses on its further
@@ -109,6 +111,8 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         // Packets unwrapped on tc stay marked as tunnelled: only hardware that segments cares.
         unwrap_gso: u8::from(all_veth),
         stamp: node.stamp,
+        phase: node.phase.0,
+        hold_until: node.phase.1,
         tunnel: devices.tunnel.as_ref().map_or(0, |link| link.index),
         gateway: devices.gateway.as_ref().map_or(0, |link| link.index),
         uplink: identity.uplink.index,
@@ -138,7 +142,6 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
             true => ticks(config.health.lease),
             false => 0,
         },
-        ..Config::zeroed()
     })
 }
 
@@ -167,7 +170,7 @@ fn network(cidr: Cidr) -> Network {
 }
 
 /// Rounded up: nothing expires before its time.
-fn ticks(duration: Duration) -> u32 {
+pub fn ticks(duration: Duration) -> u32 {
     let tick = 1_u128 << TICK_SHIFT;
     u32::try_from(duration.as_nanos().div_ceil(tick)).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
 }

@@ -2,20 +2,22 @@
 //! decision: every round looks at the kernel, and a full round comes periodically whatever happens.
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use egress_common::abi::phase;
 use log::{info, warn};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{Agent, Settings, failed, node, retry};
+use super::{Agent, Settings, failed, node, retry, takeover};
 use crate::{
     netlink::subscription::Subscription,
     ovs::watch::{Counts, Watch},
     reconcile::maps,
     source::{files::Input, watch::Watched},
     sweep::sweep,
+    takeover::journal::Journal,
 };
 
 /// Between two full rounds that nothing asked for.
@@ -27,16 +29,28 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Between two sweeps of the flow tables.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// Runs until SIGTERM or SIGINT, then leaves in order.
+/// Runs until SIGTERM or SIGINT, then leaves in order; or until SIGUSR1, and leaves nothing: who sent
+/// it goes on with what is in force.
 ///
 /// # Errors
 /// What makes a start impossible, before anything of the node is changed; everything later is a
 /// condition, logged and tried again.
-pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<()> {
+pub async fn run(settings: Settings, watched: Watched, input: Input, shadow: bool) -> Result<()> {
     let mut stop = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut let_go = signal(SignalKind::user_defined1()).context("listen for SIGUSR1")?;
+    if let Some(unfinished) = Journal::read(&settings.run_dir)?.and_then(|it| it.unfinished()) {
+        bail!(unfinished);
+    }
     let mut subscription = Subscription::open()?;
+    let bpffs = settings.bpffs.clone();
     let mut agent = Agent::start(settings, watched, input).await?;
+    if shadow {
+        agent.shadow()?;
+    } else if maps::settings(&agent.maps)?.phase == phase::SHADOW {
+        // A shadow was killed here.
+        takeover::forget_flows(&mut agent.maps)?;
+    }
     agent.round().await;
     let mut ready = false;
     let mut files = ticker(FILES);
@@ -52,6 +66,10 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
         tokio::select! {
             _ = stop.recv() => break,
             _ = interrupt.recv() => break,
+            _ = let_go.recv() => {
+                info!("letting go: programs, addresses and flows stay in force");
+                return Ok(());
+            }
             changes = subscription.next() => {
                 if changes.routes || changes.links || changes.neighbours {
                     agent.renew_next_hops();
@@ -77,6 +95,9 @@ pub async fn run(settings: Settings, watched: Watched, input: Input) -> Result<(
                 agent.round().await;
             }
         }
+    }
+    if shadow {
+        return agent.vanish(&bpffs);
     }
     info!("stopping: giving back the addresses; the programs stay and let no tenant out");
     agent.leave().await

@@ -34,6 +34,27 @@ fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     CAPABILITIES.into_iter().filter(lacks).map(|(_, name)| name).collect()
 }
 
+/// Whether this binary has its programs.
+pub fn built_in() -> Result<()> {
+    check_object(super::OBJECT)
+}
+
+/// The running kernel's version, if it is one that the programs run on.
+pub fn running_kernel() -> Result<String> {
+    let running = KernelVersion::current().context("ask for the kernel's version")?;
+    check_kernel(running)?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Ok(format!("Linux {}", release.trim()))
+}
+
+/// Whether what is pinned below a bpffs, if anything, may be taken over.
+pub fn check_pins(bpffs: &Path, sizes: Sizes) -> Result<()> {
+    let pins = super::pins(bpffs);
+    refuse_other_versions(bpffs, &pins)?;
+    built_in()?;
+    check_pinned_maps(super::OBJECT, &pins.join("maps"), sizes)
+}
+
 pub(super) fn check_object(object: &[u8]) -> Result<()> {
     ensure!(
         !object.is_empty(),
@@ -50,7 +71,7 @@ pub(super) fn check_kernel(running: KernelVersion) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn check_bpffs(bpffs: &Path) -> Result<()> {
+pub fn check_bpffs(bpffs: &Path) -> Result<()> {
     let found = nix::sys::statfs::statfs(bpffs)
         .with_context(|| format!("look at {}: is bpffs mounted there?", bpffs.display()))?;
     ensure!(

@@ -16,6 +16,7 @@ use crate::{
     netlink::Netlink,
     ovs::{Ovs, Presence},
     reconcile::{addresses, flows, masquerade, strays},
+    takeover::journal::Journal,
 };
 
 #[derive(Debug, clap::Args)]
@@ -63,6 +64,13 @@ async fn clean(args: &Args) -> Result<()> {
     done.extend(told(&bpf::remove_pins(bpffs)?));
     StatusFile::new(run_dir).remove();
     lock.remove()?;
+    if Journal::read(run_dir)?.is_some() {
+        done.push(
+            "the tenants' rules that a takeover removed are still gone: `egress handback` puts them \
+             back"
+                .to_owned(),
+        );
+    }
     for line in &done {
         print(&format!("{line}\n"))?;
     }

@@ -42,16 +42,23 @@ pub struct Dumps {
 }
 
 impl Dumps {
+    pub fn are_none(&self) -> bool {
+        self.all().iter().all(|files| files.is_empty())
+    }
+
+    fn all(&self) -> [&Vec<PathBuf>; 4] {
+        [&self.iptables, &self.flows, &self.groups, &self.addresses]
+    }
+
     /// The node's words: of the files, or of this node.
     ///
     /// # Errors
     /// A file that cannot be read; or why this node cannot be asked.
     pub fn words(&self, bridge: &str) -> Result<Live> {
-        let all = [&self.iptables, &self.flows, &self.groups, &self.addresses];
-        if all.iter().all(|files| files.is_empty()) {
+        if self.are_none() {
             return Live::ask(bridge);
         }
-        let [iptables, flows, groups, addresses] = all.map(|files| read(files));
+        let [iptables, flows, groups, addresses] = self.all().map(|files| read(files));
         let (iptables, flows, groups, addresses) = (iptables?, flows?, groups?, addresses?);
         Ok(Live::Told(Words { iptables, flows, groups, addresses, ..Words::default() }))
     }

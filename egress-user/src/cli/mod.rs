@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod cleanup;
 mod completions;
+mod diff;
+mod doctor;
 mod drain;
 mod edit;
 mod explain;
@@ -15,6 +17,7 @@ mod live;
 mod plan;
 mod run;
 mod status;
+mod takeover;
 mod vnid;
 
 const EXIT_CODES: &str = "\
@@ -24,11 +27,16 @@ Exit codes:
      (`run` goes on with the others, and tells it in `status`);
      `add`, `del`, `move`, `undrain`: refused, nothing was changed; `drain`: some egress IPs found
      no other node;
-     `import`: printed, but something was not understood or is not known: each is a line there
+     `import`: printed, but something was not understood or is not known: each is a line there;
+     `diff`: printed, and there are differences;
+     `handback`: done, but some connections stay with the programs until they end
   2  wrong usage, a file that cannot be read, or an AgentConfig that cannot be used
   3  this node is not fit for it, or there is nothing here: no privileges, kernel too old, device or
      address missing, pinned maps of another layout; `status`: no agent runs (what it left is shown);
-     `add`, `del`, `move`, `drain` with --wait: written, but not in force";
+     `add`, `del`, `move`, `drain` with --wait: written, but not in force;
+     `doctor`: not ready;
+     `takeover`, `handback`: refused, or stopped halfway: the sentence says which, and the same command
+     goes on";
 
 /// Fixed source addresses for the tenants of a VXLAN network.
 #[derive(Debug, Parser)]
@@ -60,6 +68,14 @@ enum Verb {
     Plan(plan::Args),
     /// Print a live node's egress IPs as objects and settings; needs no agent, changes nothing
     Import(import::Args),
+    /// Say whether this node is ready, and what is missing; changes nothing
+    Doctor(doctor::Args),
+    /// Show where a live node and the plan differ, and whom its traffic was seen as; changes nothing
+    Diff(diff::Args),
+    /// Take a node over from OpenShift SDN under running connections; then `egress run` goes on
+    Takeover(takeover::Args),
+    /// Give the node back under running connections: rules and connections return, programs go
+    Handback(takeover::Args),
     /// Say why a namespace, a VNID or an egress IP gets what it gets
     Explain(explain::Args),
     /// Print a VNID in decimal, in hex, and its mark
@@ -114,6 +130,10 @@ fn run(cli: Cli) -> Result<Exit> {
         Verb::Undrain(args) => drain::undrain(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Import(args) => import::run(args),
+        Verb::Diff(args) => diff::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Takeover(args) => takeover::over(args),
+        Verb::Handback(args) => takeover::back(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Vnid(args) => vnid::run(args),
         Verb::Completions(args) => completions::run(args),

@@ -179,7 +179,7 @@ impl Found {
 }
 
 /// Those of the table that are there whether or not there are egress IPs.
-fn is_fixed(flow: &Flow) -> bool {
+pub fn is_fixed(flow: &Flow) -> bool {
     let field = |name: &str| flow.on.fields.contains_key(name);
     let dns = flow.on.priority == 200 && field("nw_dst") && field("tp_dst");
     let replies = flow.on.fields.keys().eq(["ct_state"]);

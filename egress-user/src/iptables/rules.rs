@@ -53,6 +53,13 @@ pub enum Meaning {
     Unknown,
 }
 
+impl Meaning {
+    /// Whether it is there for one tenant, and goes with it.
+    pub fn is_tenants(&self) -> bool {
+        matches!(self, Self::Snat { .. } | Self::ClusterMasquerade { .. })
+    }
+}
+
 /// Reads `iptables-save`, or `iptables -L -n` of one table (`nat` unless a chain tells otherwise).
 pub fn parse(text: &str) -> Vec<Rule> {
     let mut rules = Vec::new();
@@ -204,6 +211,15 @@ impl Rule {
         let at = self.words.iter().position(|word| word == "-j")?;
         self.words.get(at + 1).map(String::as_str)
     }
+
+    /// The rule as `iptables-restore` takes it behind `-D CHAIN` or `-I CHAIN PLACE`.
+    pub fn spec(&self) -> String {
+        let quoted = |word: &String| match word.contains([' ', '"']) || word.is_empty() {
+            true => format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")),
+            false => word.clone(),
+        };
+        self.words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// The conditions and the target of a rule, as far as the original uses them.
@@ -330,6 +346,10 @@ mod tests {
         };
         assert_eq!(meanings(saved), std::slice::from_ref(&expected));
         assert_eq!(meanings(listed), [expected]);
+        assert_eq!(
+            parse(saved)[0].spec(),
+            parse(listed)[0].spec().replace("--mark", "-m mark --mark")
+        );
     }
 
     #[test]
@@ -396,5 +416,13 @@ COMMIT
         ] {
             assert_eq!(meanings(rule), [Meaning::Unknown], "{rule}");
         }
+    }
+
+    #[test]
+    fn a_rule_is_written_again_as_it_was_saved() {
+        let spec = "-s 10.128.0.0/14 -m comment --comment \"a \\\"b\\\" c\" -m mark --mark 0x1 -j SNAT --to-source 10.0.0.11";
+        let rules = parse(&format!("*nat\n-A X -j RETURN\n-A X {spec}"));
+        assert_eq!(rules[1].spec(), spec);
+        assert_eq!((rules[1].chain.as_str(), rules[1].place), ("X", 2));
     }
 }

@@ -45,6 +45,8 @@ pub enum Snat {
     Node,
     /// nftables, by mark, as OpenShift's iptables rules do.
     Kernel,
+    /// OpenShift's own chain, in iptables.
+    Iptables,
 }
 
 /// A standing rig. Dropping it removes it, unless it is kept; a checksum that the kernel has found
@@ -114,8 +116,10 @@ impl Rig {
                 nodes::egress_pod(pod, netns, &self.egress, egress)?;
             }
         }
-        if snat == Snat::Kernel {
-            nodes::kernel_snat(egress, &self.pods)?;
+        match snat {
+            Snat::Node => {}
+            Snat::Kernel => nodes::kernel_snat(egress, &self.pods)?,
+            Snat::Iptables => nodes::openshift_snat(egress, &self.pods)?,
         }
         self.watch_uplink()
     }

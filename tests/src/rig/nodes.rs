@@ -10,7 +10,7 @@
 //! that is after tc, where Open vSwitch takes its packets too. What the node or a local pod sends to
 //! a remote pod is routed into the tunnel, a route for each pod.
 
-use std::{collections::BTreeSet, fmt::Write as _, path::Path, process::Command};
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
@@ -18,7 +18,7 @@ use super::topology::{
     CLUSTER_NETWORK, GATEWAY, Node, Outside, POD_MTU, Pod, SERVICE_NETWORK, TUNNEL, UPLINK,
     VXLAN_PORT,
 };
-use crate::netns::Netns;
+use crate::netns::{Netns, run};
 
 /// The bridge of the egress node, where Open vSwitch has br0.
 const BRIDGE: &str = "pods";
@@ -275,10 +275,48 @@ fn connect_pod(pod: &Pod, netns: &Netns, node: &Node, on: &Netns, bridge: &str) 
 
 /// Lets the kernel do what the agent does: the egress IPs on the uplink, marks on what comes out of
 /// the tunnel, and OPENSHIFT-MASQUERADE's SNAT by mark. For comparison.
-///
-/// nftables cannot read the tunnel's VNID here, so a mark follows from the pod's address.
 pub fn kernel_snat(netns: &Netns, pods: &[Pod]) -> Result<()> {
-    let mut egress_ips = BTreeSet::new();
+    let mut rules = String::new();
+    for (mark, ip) in claim(netns, pods)? {
+        writeln!(rules, "add rule ip nat egress-ips meta mark {mark:#x} snat to {ip}")?;
+    }
+    netns.nft(&rules)
+}
+
+/// As [`kernel_snat`], with the original's own chain in iptables.
+pub fn openshift_snat(netns: &Netns, pods: &[Pod]) -> Result<()> {
+    // A table of the same name that iptables did not make is closed to it.
+    netns.nft("delete table ip nat")?;
+    let mut rules = String::new();
+    for (mark, ip) in claim(netns, pods)? {
+        writeln!(
+            rules,
+            "-A OPENSHIFT-MASQUERADE -s {CLUSTER_NETWORK} -m mark --mark {mark:#x} -j SNAT \
+             --to-source {ip}"
+        )?;
+    }
+    let comment = "-m comment --comment \"masquerade pod-to-external traffic\"";
+    let script = format!(
+        "*nat\n\
+         :OPENSHIFT-MASQUERADE - [0:0]\n\
+         :OPENSHIFT-MASQUERADE-2 - [0:0]\n\
+         -A POSTROUTING -m comment --comment \"rules for masquerading OpenShift traffic\" \
+         -j OPENSHIFT-MASQUERADE\n\
+         -A OPENSHIFT-MASQUERADE -m mark --mark 0x1/0x1 -j RETURN\n\
+         {rules}\
+         -A OPENSHIFT-MASQUERADE -s {CLUSTER_NETWORK} {comment} -j OPENSHIFT-MASQUERADE-2\n\
+         -A OPENSHIFT-MASQUERADE-2 -d {CLUSTER_NETWORK} {comment} -j RETURN\n\
+         -A OPENSHIFT-MASQUERADE-2 {comment} -j MASQUERADE\n\
+         COMMIT\n"
+    );
+    netns.run(|| run(&mut Command::new("iptables-restore"), &script))?.map(drop)
+}
+
+/// Marks what comes out of the tunnel, and puts the egress IPs on the uplink as the original does:
+/// each with its mark. nftables cannot read the tunnel's VNID here, so a mark follows from the pod's
+/// address.
+fn claim(netns: &Netns, pods: &[Pod]) -> Result<BTreeMap<u32, Ipv4Addr>> {
+    let mut claimed = BTreeMap::new();
     let mut rules = String::new();
     for pod in pods {
         let Some(egress_ip) = pod.egress_ip else { continue };
@@ -288,12 +326,13 @@ pub fn kernel_snat(netns: &Netns, pods: &[Pod]) -> Result<()> {
             "add rule netdev flows tunnel ip saddr {ip} ip daddr != {{ {CLUSTER_NETWORK}, \
              {SERVICE_NETWORK} }} meta mark set {mark:#x}"
         )?;
-        if egress_ips.insert(egress_ip) {
-            writeln!(rules, "add rule ip nat egress-ips meta mark {mark:#x} snat to {egress_ip}")?;
-        }
+        claimed.insert(mark, egress_ip);
     }
-    let addresses: String =
-        egress_ips.iter().map(|ip| format!("addr add {ip}/24 dev {UPLINK}\n")).collect();
+    let addresses: String = claimed
+        .values()
+        .map(|ip| format!("addr add {ip}/24 dev {UPLINK} label {UPLINK}:eip\n"))
+        .collect();
     netns.ip(&addresses)?;
-    netns.nft(&rules)
+    netns.nft(&rules)?;
+    Ok(claimed)
 }

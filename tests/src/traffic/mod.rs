@@ -6,6 +6,7 @@
 
 mod capture;
 mod icmp;
+mod long;
 mod pattern;
 mod raw;
 mod tcp;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use capture::{Capture, Packet};
 pub use icmp::ping;
+pub use long::{Long, LongServer, keep_asking};
 pub use raw::RawSocket;
 pub use tcp::{Download, TcpServer, exchange_many, tcp_exchange};
 pub use udp::{UdpServer, udp_exchange};

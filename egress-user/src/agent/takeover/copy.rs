@@ -1,0 +1,108 @@
+//! Which connections are tenants', where their pods are, and both halves of a flow in the tables.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use anyhow::Result;
+use egress_common::abi::{OriginalKey, OriginalRecord, ReplyKey};
+
+use super::super::{Agent, node, tables};
+use crate::{
+    bpf::{Maps, Plain},
+    cidr::Cidr,
+    conntrack::Entry,
+    plan::Plan,
+    takeover::adopt::{self, Home, Tenant},
+};
+
+/// What tells which of the node's connections are tenants'.
+pub struct Ours<'a> {
+    agent: &'a Agent,
+    /// By egress IP.
+    tenants: BTreeMap<Ipv4Addr, u32>,
+    pods: BTreeSet<Cidr>,
+}
+
+impl<'a> Ours<'a> {
+    pub fn of(agent: &'a Agent, plan: &Plan) -> Result<Self> {
+        let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
+        let tenants = plan
+            .policies
+            .iter()
+            .filter_map(|policy| {
+                let ip = policy.egress_ips.iter().find(|ip| here.contains(ip))?;
+                Some((*ip, policy.vnid))
+            })
+            .collect();
+        let (pods, _) = tables::networks(&agent.config, &agent.objects, &agent.uplinks)?;
+        Ok(Self { agent, tenants, pods })
+    }
+
+    pub fn tenant(&self, entry: &Entry) -> Option<Tenant> {
+        let vnid = *self.tenants.get(entry.seen_as.ip())?;
+        let pod = *entry.original.source.ip();
+        self.pods.iter().any(|network| network.contains(pod)).then_some(())?;
+        // Before the maps are filled there is no slot; nobody asks for it then.
+        let slot = self.agent.maps.policy.get(&vnid, 0).unwrap_or(u32::MAX);
+        Some(Tenant { vnid, slot })
+    }
+
+    pub fn home(&self, pod: Ipv4Addr) -> Option<Home> {
+        let Agent { objects, identity, devices, .. } = self.agent;
+        let node = objects.host_subnets.values().find(|node| node.subnet.contains(pod))?;
+        let device = devices.gateway.as_ref();
+        let gateway_mac = device.unwrap_or(&identity.uplink).mac.unwrap_or_default();
+        Some(match node.host_ip == identity.ip {
+            true => Home {
+                node: Ipv4Addr::UNSPECIFIED,
+                ifindex: device.map_or(0, |device| device.index),
+                gateway_mac,
+            },
+            false => Home {
+                node: node.host_ip,
+                ifindex: devices.tunnel.as_ref().unwrap_or(&identity.uplink).index,
+                gateway_mac,
+            },
+        })
+    }
+}
+
+pub fn flows(maps: &Maps) -> Vec<(OriginalKey, OriginalRecord)> {
+    maps.flows_original.iter().flatten().map(|(key, flow)| (key.0, flow.0)).collect()
+}
+
+pub fn reply_key(key: &OriginalKey, flow: &OriginalRecord) -> ReplyKey {
+    key.reply(flow.egress_ip, flow.egress_port)
+}
+
+/// What was decided in the shadow has ports that nobody uses.
+pub fn forget_flows(maps: &mut Maps) -> Result<()> {
+    for (key, flow) in flows(maps) {
+        // Gone already is as good.
+        let _ = maps.flows_reply.remove(&Plain(reply_key(&key, &flow)));
+        let _ = maps.flows_original.remove(&Plain(key));
+    }
+    Ok(())
+}
+
+/// Enters both halves, the reply's first, unless the flow is there. A port that another flow has is
+/// the node's to give: what has it here has ended there.
+pub fn enter(maps: &mut Maps, flow: &adopt::Flow) -> Result<()> {
+    let (key, original) = flow.original;
+    let (reply_key, reply) = flow.reply;
+    if let Ok(held) = maps.flows_original.get(&Plain(key), 0) {
+        if (held.0.egress_ip, held.0.egress_port) == (original.egress_ip, original.egress_port) {
+            return Ok(());
+        }
+        let _ = maps.flows_reply.remove(&Plain(self::reply_key(&key, &held.0)));
+    }
+    maps.flows_reply.insert(Plain(reply_key), Plain(reply), 0)?;
+    maps.flows_original.insert(Plain(key), Plain(original), 0)?;
+    Ok(())
+}
+
+/// A number of the flow's own; 0 is no flow's.
+pub fn tag() -> Result<u32> {
+    Ok(node::random()? | 1)
+}
