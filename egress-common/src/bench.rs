@@ -55,7 +55,8 @@ pub struct Shape {
     pub timed: u32,
     /// Nanoseconds from packet to packet; 0: as fast as they can be made.
     pub gap: u32,
-    pub pad: u32,
+    /// The address that all answers go to; 0: each VNID's egress IP.
+    pub node: u32,
 }
 
 /// What the checker makes of a frame: indices of its counts.

@@ -93,7 +93,7 @@ fn generate<const WORDS: usize, const BASE: usize>(ctx: &XdpContext) -> Option<u
         pace(shape.gap)?;
     }
     let flow = flow(number, shape.vnid_first, shape.vnid_count);
-    let egress = EGRESS_BASE + flow.vnid_number;
+    let egress = if shape.node == 0 { EGRESS_BASE + flow.vnid_number } else { shape.node };
     let vnid = vnid(flow.vnid_number);
     let remote_port = egress_common::bench::REMOTE_PORT;
     let (source, destination, source_port, destination_port) = if shape.reply == 0 {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     frame::{self, Expect},
-    rig::{Rig, Setting},
+    rig::Rig,
     stats::Summary,
     variants::{Agent, Builds, DataPath, Iptables, NftMap, Variant, egress_ip, snat_rule},
     workload::{Entry, Flows, Workload},
@@ -202,7 +202,7 @@ fn all_at_once(means: &mut Means, task: &Task) -> Result<f64> {
 }
 
 fn installed(means: &mut Means, known: u32) -> Result<Rig> {
-    let setting = Setting { entry: Entry::Tunnel, policies: known, sockets: false, paced: false };
+    let setting = Workload::new("control", Entry::Tunnel, Flows::New, known).setting();
     let mut rig = Rig::new("control", setting)?;
     means.install(&mut rig)?;
     Ok(rig)

@@ -81,7 +81,7 @@ pub fn shape(workload: &Workload, ifindex: u32) -> Shape {
         udp_sum: u32::from(udp_len) * 2 + 17,
         timed: u32::from(workload.timed),
         gap: 1_000_000_000_u32.checked_div(workload.rate).unwrap_or(0),
-        pad: 0,
+        node: if workload.masquerade { u32::from_be_bytes(NODE) } else { 0 },
     }
 }
 
@@ -102,6 +102,9 @@ fn ethernet_ipv4_udp(destination: [u8; 6], source: [u8; 6], udp_len: u16) -> Vec
 pub fn rule(workload: &Workload, expect: Expect) -> Result<SinkRule> {
     let tunnel = workload.entry == Entry::Tunnel;
     let (mut rule, vxlan) = match (expect, workload.direction) {
+        (Expect::Translated, Direction::Original) if workload.masquerade => {
+            (rig::from_address(NODE), false)
+        }
         (Expect::Translated, Direction::Original) => (rig::from_egress_ip(), false),
         (Expect::Translated, Direction::Reply) if tunnel => (rig::from_address(NODE), true),
         (Expect::Translated, Direction::Reply) => (rig::from_remote(), false),
@@ -172,7 +175,10 @@ fn innermost(frame: &[u8], workload: &Workload, expect: Expect, ttl: u8) -> Resu
     let flow = flow(u32::from_be_bytes(*number), workload.vnid_first, workload.vnid_count);
     let pod = flow.pod.to_be_bytes();
     let remote = flow.remote.to_be_bytes();
-    let egress = (EGRESS_BASE + flow.vnid_number).to_be_bytes();
+    let egress = match workload.masquerade {
+        true => NODE,
+        false => (EGRESS_BASE + flow.vnid_number).to_be_bytes(),
+    };
     let (source, destination, port) = match (workload.direction, expect) {
         (Direction::Original, Expect::Translated) => (egress, remote, REMOTE_PORT),
         (Direction::Original, _) => (pod, remote, REMOTE_PORT),

@@ -91,7 +91,8 @@ impl Level {
         }
         // A sort keeps equals in their order, and so those of one setting together.
         all.sort_by_key(|workload| {
-            (workload.talk.is_some(), workload.rate != 0, workload.policies, workload.entry)
+            let Workload { talk, rate, masquerade, policies, entry, .. } = workload;
+            (talk.is_some(), *rate != 0, *masquerade, *policies, *entry)
         });
         all
     }
@@ -108,6 +109,8 @@ fn quick() -> Vec<Workload> {
         Workload::new("tunnel/replies-10k", Tunnel, Established(TEN_THOUSAND), 1).replies(),
         Workload::new("gateway/established-10k", Gateway, Established(TEN_THOUSAND), 1),
         Workload::new("gateway/new-1000-vnids", Gateway, New, 1_000),
+        Workload::new("gateway/masqueraded-10k", Gateway, Established(TEN_THOUSAND), 1)
+            .masqueraded(),
     ]
 }
 

@@ -57,6 +57,8 @@ pub struct Setting {
     pub entry: Entry,
     /// How many VNIDs have an egress IP of their own.
     pub policies: u32,
+    /// Or none, and leave with the node's address.
+    pub masquerade: bool,
     /// Whether sockets talk; else the generator sends and the sink receives.
     pub sockets: bool,
     /// Whether the node works apart from the sender, in threads of its own: see `pace`.

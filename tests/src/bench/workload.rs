@@ -58,6 +58,8 @@ pub struct Workload {
     pub flows: Flows,
     /// How many VNIDs the egress node knows.
     pub policies: u32,
+    /// They have no egress IP and leave with the node's address.
+    pub masquerade: bool,
     /// The first VNID with traffic, as a number from 0.
     pub vnid_first: u32,
     /// How many VNIDs have traffic.
@@ -85,6 +87,7 @@ impl Workload {
             direction: Direction::Original,
             flows,
             policies,
+            masquerade: false,
             vnid_first: 0,
             vnid_count: policies,
             payload: 18,
@@ -100,9 +103,16 @@ impl Workload {
         Setting {
             entry: self.entry,
             policies: self.policies,
+            masquerade: self.masquerade,
             sockets: self.talk.is_some(),
             paced: self.rate != 0,
         }
+    }
+
+    /// Of pods without an egress IP.
+    pub fn masqueraded(mut self) -> Self {
+        self.masquerade = true;
+        self
     }
 
     /// The same flows in the other direction.

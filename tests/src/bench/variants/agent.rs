@@ -21,7 +21,7 @@ use super::{Variant, mark_packets, netfilter::egress_ip};
 use crate::bench::{
     campaign::NEW_FLOWS,
     enclosure::Enclosure,
-    rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, TUNNEL, UPLINK, dotted},
+    rig::{GATEWAY, NODE, NODE_PREFIX, Rig, SOURCE_NODE, Setting, TUNNEL, UPLINK, dotted},
     workload::{Direction, Entry, Flows, Workload},
 };
 
@@ -91,8 +91,9 @@ impl Agent {
         };
         let enclosure = self.enclosure.insert(enclosure);
         // Every JSON document is a YAML document.
-        let config = agent_config(self.data_path, rig.setting.policies).to_string();
-        let objects = objects(rig.setting.policies).to_string();
+        let Setting { policies, masquerade, .. } = rig.setting;
+        let config = agent_config(self.data_path, policies, masquerade).to_string();
+        let objects = objects(policies, masquerade).to_string();
         let log = enclosure.inside(move || -> Result<File> {
             fs::write(CONFIG, config).with_context(|| format!("write {CONFIG}"))?;
             fs::write(OBJECTS, objects).with_context(|| format!("write {OBJECTS}"))?;
@@ -115,7 +116,7 @@ impl Agent {
     /// Replaces the objects by those of so many VNIDs, in one move; the agent notices by itself.
     pub fn set_objects(&self, policies: u32) -> Result<()> {
         let enclosure = self.enclosure.as_ref().context("an agent without an enclosure")?;
-        let objects = objects(policies).to_string();
+        let objects = objects(policies, false).to_string();
         enclosure.inside(move || {
             fs::write(NEXT_OBJECTS, objects).with_context(|| format!("write {NEXT_OBJECTS}"))?;
             fs::rename(NEXT_OBJECTS, OBJECTS).with_context(|| format!("replace {OBJECTS}"))
@@ -183,13 +184,16 @@ impl Agent {
             if let Some(status) = running.child.try_wait().context("look after the agent")? {
                 bail!("the agent ended with {status}: {}", running.last_words());
             }
-            let shown = rig.node.run(&["ip", "-o", "addr", "show", "to", &last])?;
-            if !shown.is_empty() {
+            let is_ready = match rig.setting.masquerade {
+                true => running.log().contains("ready: node"),
+                false => !rig.node.run(&["ip", "-o", "addr", "show", "to", &last])?.is_empty(),
+            };
+            if is_ready {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "the agent has not put {last} on the uplink in {START:?}: {}",
+                "the agent is not ready, or {last} not on the uplink, in {START:?}: {}",
                 running.last_words()
             );
             thread::sleep(Duration::from_millis(20));
@@ -220,10 +224,14 @@ impl Running {
         self.child.wait().context("wait for the agent's end").map(drop)
     }
 
-    fn last_words(&self) -> String {
+    fn log(&self) -> String {
         let mut bytes = vec![0; 1 << 16];
         let len = self.log.read_at(&mut bytes, 0).unwrap_or(0);
-        let log = String::from_utf8_lossy(&bytes[..len]);
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    fn last_words(&self) -> String {
+        let log = self.log();
         let lines: Vec<&str> = log.lines().rev().take(3).collect();
         match lines.is_empty() {
             true => "it said nothing".to_owned(),
@@ -265,7 +273,7 @@ impl Variant for Agent {
     fn install(&mut self, rig: &mut Rig) -> Result<()> {
         let binary = self.binary.display();
         ensure!(self.binary.is_file(), "there is no {binary}: build it first");
-        if rig.setting.entry == Entry::Gateway {
+        if rig.setting.entry == Entry::Gateway && !rig.setting.masquerade {
             mark_packets(rig)?;
         }
         self.start(rig)?;
@@ -292,7 +300,7 @@ impl Variant for Agent {
     }
 }
 
-fn agent_config(data_path: DataPath, policies: u32) -> Value {
+fn agent_config(data_path: DataPath, policies: u32, masquerade: bool) -> Value {
     let mut config = json!({
         "apiVersion": "egress/v1alpha1",
         "kind": "AgentConfig",
@@ -312,6 +320,11 @@ fn agent_config(data_path: DataPath, policies: u32) -> Value {
         "announce": {"burst": 1, "probe": false},
         "ovs": {"enabled": false},
     });
+    if masquerade {
+        config["masquerade"] = true.into();
+        // Those of the benchmark's pods: they keep their ports, as they do with iptables.
+        config["masqueradePorts"] = json!({"from": 32768, "to": 65535});
+    }
     // The product's default otherwise.
     if policies > DEFAULT_POLICIES {
         config["policies"] = json!({"max": policies});
@@ -319,8 +332,9 @@ fn agent_config(data_path: DataPath, policies: u32) -> Value {
     config
 }
 
-/// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID.
-fn objects(policies: u32) -> Value {
+/// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID. Pods that are
+/// masqueraded are this node's.
+fn objects(policies: u32, masquerade: bool) -> Value {
     let host_subnet = |name: &str, ip: [u8; 4], subnet: &str, egress_ips: Vec<String>| {
         json!({
             "apiVersion": "network.openshift.io/v1",
@@ -332,9 +346,17 @@ fn objects(policies: u32) -> Value {
             "egressIPs": egress_ips,
         })
     };
+    let (here, there) = ("10.128.0.0/23", "10.130.0.0/15");
+    if masquerade {
+        let nodes = [
+            host_subnet("node-b", NODE, there, Vec::new()),
+            host_subnet("node-a", SOURCE_NODE, here, Vec::new()),
+        ];
+        return json!({"apiVersion": "v1", "kind": "List", "items": nodes});
+    }
     let mut items = vec![
-        host_subnet("node-b", NODE, "10.128.0.0/23", (0..policies).map(egress_ip).collect()),
-        host_subnet("node-a", SOURCE_NODE, "10.130.0.0/15", Vec::new()),
+        host_subnet("node-b", NODE, here, (0..policies).map(egress_ip).collect()),
+        host_subnet("node-a", SOURCE_NODE, there, Vec::new()),
     ];
     items.extend((0..policies).map(|number| {
         let name = format!("tenant-{number}");

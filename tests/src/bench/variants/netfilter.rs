@@ -84,6 +84,16 @@ pub fn snat_rule(number: u32) -> String {
     format!("-A POSTROUTING -s {CLUSTER} -m mark --mark {mark:#x} -j SNAT --to-source {address}")
 }
 
+/// The original's two chains, without the tenants' rules.
+const MASQUERADE_RULES: &str = "\
+:OPENSHIFT-MASQUERADE - [0:0]
+:OPENSHIFT-MASQUERADE-2 - [0:0]
+-A POSTROUTING -j OPENSHIFT-MASQUERADE
+-A OPENSHIFT-MASQUERADE -s 10.128.0.0/14 -j OPENSHIFT-MASQUERADE-2
+-A OPENSHIFT-MASQUERADE-2 -d 10.128.0.0/14 -j RETURN
+-A OPENSHIFT-MASQUERADE-2 -j MASQUERADE
+";
+
 impl Variant for Iptables {
     fn name(&self) -> String {
         format!("iptables-{}", self.flavour)
@@ -95,8 +105,12 @@ impl Variant for Iptables {
 
     fn install(&mut self, rig: &mut Rig) -> Result<()> {
         let mut rules = "*nat\n".to_owned();
-        for number in 0..rig.setting.policies {
-            writeln!(rules, "{}", snat_rule(number))?;
+        if rig.setting.masquerade {
+            rules.push_str(MASQUERADE_RULES);
+        } else {
+            for number in 0..rig.setting.policies {
+                writeln!(rules, "{}", snat_rule(number))?;
+            }
         }
         rules.push_str("COMMIT\n");
         let restore = format!("iptables-{}-restore", self.flavour);
@@ -138,8 +152,8 @@ impl Variant for NftMap {
         "nft-map".to_owned()
     }
 
-    fn carries(&self, _workload: &Workload) -> bool {
-        true
+    fn carries(&self, workload: &Workload) -> bool {
+        !workload.masquerade
     }
 
     fn install(&mut self, rig: &mut Rig) -> Result<()> {
@@ -172,7 +186,7 @@ impl Variant for Flowtable {
 
     fn carries(&self, workload: &Workload) -> bool {
         // It shortens the way of established flows; a new one takes nft-map's.
-        workload.flows != Flows::New
+        workload.flows != Flows::New && !workload.masquerade
     }
 
     fn install(&mut self, rig: &mut Rig) -> Result<()> {
