@@ -218,7 +218,7 @@ fn addresses(node: &Netns, setting: Setting) -> Result<()> {
             };
             lines.push(encapsulated(format!("{pods}/15"), 0));
             lines.extend(
-                (1..setting.policies.min(MAX_POD_ROUTES))
+                (1..setting.policies.min(MOST_POD_ROUTES))
                     .map(|number| encapsulated(dotted((POD_BASE + number).to_be_bytes()), number)),
             );
         }
@@ -226,8 +226,12 @@ fn addresses(node: &Netns, setting: Setting) -> Result<()> {
     node.ip(&lines)
 }
 
-/// Beyond that many VNIDs no workload sends replies, so the routes would only cost time.
-const MAX_POD_ROUTES: u32 = 5_000;
+/// So many VNIDs' egress IPs are this node's at most; those of further ones, another node's. The
+/// kernel goes through all addresses of a link, several times, for each one more: 100,000 take it
+/// five minutes.
+pub const HOSTED: u32 = 16_384;
+/// Beyond that many VNIDs no workload needs the kernel to route replies, and routes take time too.
+const MOST_POD_ROUTES: u32 = 5_000;
 
 /// The sink's rule for "from an egress IP"; the node's own address is none.
 pub fn from_egress_ip() -> SinkRule {

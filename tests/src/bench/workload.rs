@@ -4,7 +4,7 @@
 use egress_common::bench::{PLAIN_HEADERS, VXLAN_HEADERS};
 use serde::{Deserialize, Serialize};
 
-use super::rig::Setting;
+use super::rig::{HOSTED, Setting};
 
 /// How a pod's packets reach the egress node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
@@ -79,7 +79,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Small packets of the original direction, spread over all VNIDs.
+    /// Small packets of the original direction, spread over all VNIDs that the node hosts.
     pub fn new(name: impl Into<String>, entry: Entry, flows: Flows, policies: u32) -> Self {
         Self {
             name: name.into(),
@@ -89,7 +89,7 @@ impl Workload {
             policies,
             masquerade: false,
             vnid_first: 0,
-            vnid_count: policies,
+            vnid_count: policies.min(HOSTED),
             payload: 18,
             batch: 64,
             rate: 0,

@@ -119,7 +119,8 @@ impl Variant for Iptables {
     }
 
     fn prepare(&mut self, rig: &mut Rig, workload: &Workload) -> Result<()> {
-        fits(rig, workload)
+        fits(rig, workload)?;
+        forget(rig)
     }
 
     fn forget(&mut self, rig: &mut Rig) -> Result<()> {
@@ -163,7 +164,8 @@ impl Variant for NftMap {
     }
 
     fn prepare(&mut self, rig: &mut Rig, workload: &Workload) -> Result<()> {
-        fits(rig, workload)
+        fits(rig, workload)?;
+        forget(rig)
     }
 
     fn forget(&mut self, rig: &mut Rig) -> Result<()> {
@@ -204,7 +206,8 @@ impl Variant for Flowtable {
     }
 
     fn prepare(&mut self, rig: &mut Rig, workload: &Workload) -> Result<()> {
-        fits(rig, workload)
+        fits(rig, workload)?;
+        forget(rig)
     }
 
     fn forget(&mut self, rig: &mut Rig) -> Result<()> {
