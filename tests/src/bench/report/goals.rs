@@ -2,6 +2,7 @@
 use std::fmt::Write as _;
 
 use super::Outcome;
+use crate::bench::stats::Summary;
 
 /// Ours against a reference under one workload.
 struct Goal {
@@ -73,31 +74,33 @@ fn verdict(value: f64, floor: f64, goal: f64) -> &'static str {
     }
 }
 
-/// One line a goal that was measured; empty if none was.
+/// One line a goal, those that were not measured too.
 pub fn table(outcome: &Outcome) -> String {
     let mut text = String::new();
     for Goal { what, ours, workload, reference, floor, goal } in GOALS {
-        let Some(line) = outcome.line(workload, ours) else { continue };
-        let Some(ratio) = line.ratios.get(*reference) else { continue };
-        let (median, low, high) = (ratio.median, ratio.q1, ratio.q3);
-        writeln!(
-            text,
-            "{what:<22} {ours:<10} against {reference:<16} {workload:<24} {median:6.2} \
-             ({low:.2} to {high:.2}); floor {floor:.2}, goal {goal:.2}: {}",
-            verdict(median, *floor, *goal)
-        )
-        .expect("a string takes everything");
+        let ratio = outcome.line(workload, ours).and_then(|line| line.ratios.get(*reference));
+        let outcome = match ratio {
+            Some(Summary { median, q1, q3, .. }) => format!(
+                "{median:6.2} ({q1:.2} to {q3:.2}); floor {floor:.2}, goal {goal:.2}: {}",
+                verdict(*median, *floor, *goal)
+            ),
+            None => format!("not measured; floor {floor:.2}, goal {goal:.2}"),
+        };
+        writeln!(text, "{what:<22} {ours:<10} against {reference:<16} {workload:<24} {outcome}")
+            .expect("a string takes everything");
     }
     for (ours, many, one) in SPREADS {
         let cost = |workload| outcome.line(workload, ours)?.cost;
-        let (Some(many_cost), Some(one_cost)) = (cost(many), cost(one)) else { continue };
-        let ratio = many_cost.median / one_cost.median;
-        let verdict = verdict(1.0 / ratio, 1.0 / 1.15, 1.0 / 1.05);
-        writeln!(
-            text,
-            "{ours:<10} {many} costs {ratio:.2} of {one}; floor 1.15, goal 1.05: {verdict}"
-        )
-        .expect("a string takes everything");
+        let verdict = match cost(many).zip(cost(one)) {
+            Some((many, one)) => {
+                let ratio = many.median / one.median;
+                let verdict = verdict(1.0 / ratio, 1.0 / 1.15, 1.0 / 1.05);
+                format!("{ratio:.2}; floor 1.15, goal 1.05: {verdict}")
+            }
+            None => "not measured; floor 1.15, goal 1.05".to_owned(),
+        };
+        writeln!(text, "{ours:<10} cost of {many} by that of {one}: {verdict}")
+            .expect("a string takes everything");
     }
     text
 }

@@ -163,10 +163,7 @@ pub fn markdown(outcome: &Outcome, charts: &[(&str, &str)]) -> String {
     for (file, title) in charts {
         text += &format!("![{title}]({file})\n\n");
     }
-    let goals = goals::table(outcome);
-    if !goals.is_empty() {
-        text += &format!("## Goals\n\n```text\n{goals}```\n\n");
-    }
+    text += &format!("## Goals\n\n```text\n{}```\n\n", goals::table(outcome));
     for name in outcome.workloads() {
         let lines: Vec<&Line> =
             outcome.lines.iter().filter(|line| line.workload.name == name).collect();
