@@ -1,16 +1,15 @@
 //! All runs: rigs of one setting alive at once, rounds interleaved and shuffled.
-use std::{
-    io::{IsTerminal as _, Write as _},
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use anyhow::Result;
 use egress_common::bench::{mix, scale};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    estimate,
     frame::Expect,
     measure::{self, Sample},
+    progress::Progress,
     rig::{Rig, Setting},
     sockets,
     variants::Variant,
@@ -62,6 +61,7 @@ pub fn run(
     catalogue: impl Fn() -> Vec<Box<dyn Variant>>,
     effort: Effort,
     seed: u32,
+    progress: &mut Progress,
 ) -> Result<Vec<Row>> {
     let core = measure::measuring_core()?;
     let mut settings: Vec<Setting> = Vec::new();
@@ -70,18 +70,16 @@ pub fn run(
             settings.push(workload.setting());
         }
     }
-    let mut progress = Progress::new(workloads, &catalogue(), effort);
     let mut dice = Dice(seed);
     let mut rows = Vec::new();
     for setting in settings {
         let group: Vec<&Workload> =
             workloads.iter().filter(|workload| workload.setting() == setting).collect();
-        let mut stations = install(catalogue(), &group, setting, &mut progress);
+        let mut stations = install(catalogue(), &group, setting, progress);
         for workload in group {
-            rows.extend(compare(workload, &mut stations, effort, core, &mut dice, &mut progress));
+            rows.extend(compare(workload, &mut stations, effort, core, &mut dice, progress));
         }
     }
-    say("");
     Ok(rows)
 }
 
@@ -96,7 +94,8 @@ fn install(
         if !group.iter().any(|workload| variant.carries(workload)) {
             continue;
         }
-        progress.say(&format!("{} VNIDs: {}", setting.policies, variant.name()));
+        let what = format!("{} VNIDs: {}", setting.policies, variant.name());
+        progress.step(&what, estimate::installing(setting));
         let rig = Rig::new(&number.to_string(), setting).and_then(|mut rig| {
             variant.install(&mut rig)?;
             rig.object.set_counter(FIRST_NEW_FLOW)?;
@@ -121,7 +120,8 @@ fn compare(
     let mut carriers: Vec<&mut Station> =
         stations.iter_mut().filter(|station| station.variant.carries(workload)).collect();
     for station in &mut carriers {
-        progress.say(&format!("{}: {} warms up", workload.name, station.variant.name()));
+        let what = format!("{}: {} warms up", workload.name, station.variant.name());
+        progress.step(&what, estimate::preparing(workload));
         let (count, facts, void) = match station.prepare(workload, effort, core) {
             Ok((count, facts)) => (count, facts, None),
             Err(error) => (0, String::new(), Some(format!("{error:#}"))),
@@ -138,7 +138,8 @@ fn compare(
     }
     for round in 0..effort.rounds {
         for index in dice.shuffled(carriers.len()) {
-            progress.step(&format!("{}: {}", workload.name, rows[index].variant));
+            let what = format!("{}: {}", workload.name, rows[index].variant);
+            progress.step(&what, estimate::running(workload, effort));
             if rows[index].void.is_some() {
                 continue;
             }
@@ -254,47 +255,5 @@ impl Dice {
             order.swap(last, self.roll(last + 1));
         }
         order
-    }
-}
-
-/// One line on the terminal: what is under way, and how long it will take.
-struct Progress {
-    started: Instant,
-    done: u32,
-    total: u32,
-}
-
-impl Progress {
-    fn new(workloads: &[Workload], catalogue: &[Box<dyn Variant>], effort: Effort) -> Self {
-        let pairs = workloads
-            .iter()
-            .map(|workload| catalogue.iter().filter(|variant| variant.carries(workload)).count())
-            .sum::<usize>();
-        Self { started: Instant::now(), done: 0, total: pairs as u32 * effort.rounds }
-    }
-
-    fn step(&mut self, what: &str) {
-        self.say(what);
-        self.done += 1;
-    }
-
-    fn say(&self, what: &str) {
-        let elapsed = self.started.elapsed().as_secs_f64();
-        let left = match self.done {
-            0 => "?".to_owned(),
-            done => {
-                let seconds = elapsed / f64::from(done) * f64::from(self.total - done);
-                format!("{}:{:02}", seconds as u64 / 60, seconds as u64 % 60)
-            }
-        };
-        say(&format!("{:3} %, {left} left: {what}", self.done * 100 / self.total.max(1)));
-    }
-}
-
-/// Replaces the line on the terminal; silent where there is none.
-pub fn say(what: &str) {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{what}");
-        std::io::stderr().flush().unwrap_or_default();
     }
 }

@@ -12,7 +12,9 @@ use egress_common::bench::vnid;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    estimate,
     frame::{self, Expect},
+    progress::Progress,
     rig::Rig,
     stats::Summary,
     variants::{Agent, Builds, DataPath, Iptables, NftMap, Variant, egress_ip, snat_rule},
@@ -159,13 +161,20 @@ impl Means {
     }
 }
 
-/// Measures each task by all means; `say` hears what is under way.
-pub fn run(tasks: &[Task], builds: &Builds, say: impl Fn(&str)) -> Vec<Line> {
+/// What all tasks take by all means.
+pub fn planned(tasks: &[Task], builds: &Builds) -> Duration {
+    let means = Means::all(builds);
+    let of = |task| means.iter().filter(|means| means.fits(task)).count() as u32;
+    tasks.iter().map(|task| estimate::changing(task) * of(task)).sum()
+}
+
+/// Measures each task by all means.
+pub fn run(tasks: &[Task], builds: &Builds, progress: &mut Progress) -> Vec<Line> {
     let mut lines = Vec::new();
     for task in tasks {
         for mut means in Means::all(builds).into_iter().filter(|means| means.fits(task)) {
             let name = means.name();
-            say(&format!("{}: {name}", task.name));
+            progress.step(&format!("{}: {name}", task.name), estimate::changing(task));
             let times = match task.change {
                 Change::One => one_by_one(&mut means, task),
                 Change::All => {

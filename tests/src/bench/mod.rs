@@ -3,12 +3,13 @@
 //! `rig` is one egress node and what surrounds it, `workload` says what is sent, `variants` who
 //! carries it, `measure` does one run (`sockets` one of real TCP), `campaign` all of them, `report`
 //! tells the outcome; `control` measures the control plane, `memory` a flow, and `plan` says what each
-//! level of effort runs.
+//! level of effort runs, by what `estimate` thinks it takes.
 pub mod campaign;
 pub mod conntrack;
 pub mod control;
 pub mod enclosure;
 pub mod ends;
+pub mod estimate;
 pub mod frame;
 pub mod machine;
 pub mod measure;
@@ -17,6 +18,7 @@ pub mod net;
 pub mod object;
 pub mod pace;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod rig;
 pub mod sockets;

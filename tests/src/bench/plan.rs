@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::{
     campaign::{Effort, NEW_FLOWS},
     control::{Change, Task},
+    estimate,
     variants::Variant,
     workload::{
         Entry::{Gateway, Tunnel},
@@ -19,17 +20,17 @@ pub enum Level {
     Quick,
     /// A quarter of an hour.
     Default,
-    /// An hour or more, with the whole grid.
+    /// An hour and a half, with the whole grid.
     Full,
 }
 
 impl Level {
-    /// Wall time that the rounds shall take, without preparations.
+    /// Wall time that the data path shall take; the control plane's comes on top.
     fn budget(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Quick => 70,
-            Self::Default => 400,
-            Self::Full => 3600,
+            Self::Quick => 110,
+            Self::Default => 720,
+            Self::Full => 5400,
         })
     }
 
@@ -58,12 +59,8 @@ impl Level {
         rounds: Option<u32>,
     ) -> Effort {
         let rounds = rounds.unwrap_or(self.rounds());
-        let pairs: usize = workloads
-            .iter()
-            .map(|workload| variants.iter().filter(|variant| variant.carries(workload)).count())
-            .sum();
-        let runs = (pairs as u32 * rounds).max(1);
-        let run = (self.budget() / runs).clamp(Duration::from_millis(30), self.longest_run());
+        let run = estimate::run(workloads, variants, rounds, self.budget());
+        let run = run.clamp(Duration::from_millis(30), self.longest_run());
         Effort { rounds, run, new_flows: NEW_FLOWS }
     }
 
@@ -145,7 +142,6 @@ fn full() -> Vec<Workload> {
         Workload::new(name, Tunnel, Established(TEN_THOUSAND), 1).payload(bytes)
     };
     vec![
-        // The kernel alone takes a minute for so many addresses.
         Workload::new("tunnel/established-10k-100000-vnids", Tunnel, ten_thousand, 100_000),
         Workload::new("tunnel/paced-20k", Tunnel, Established(TEN_THOUSAND), 1).paced(20_000),
         payload(200),

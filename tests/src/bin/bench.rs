@@ -9,10 +9,11 @@ use clap::Parser;
 use egress_tests::bench::{
     campaign,
     conntrack::{self, Room},
-    control,
+    control, estimate,
     machine::Machine,
     memory, net,
     plan::Level,
+    progress::{self, Progress},
     report::{Outcome, REFERENCES},
     variants::{Builds, Variant, catalogue},
 };
@@ -119,10 +120,16 @@ fn main() -> Result<()> {
     let room = conntrack::room(&workloads);
     let machine = Machine::read()?;
     net::sandbox()?;
-    let rows = campaign::run(&workloads, variants, effort, arguments.seed)?;
-    let control = control::run(&tasks, &builds, campaign::say);
+    let planned = estimate::campaign(&workloads, &variants(), effort)
+        + control::planned(&tasks, &builds)
+        + estimate::MEMORY;
+    println!("about {} minutes", planned.as_secs().div_ceil(60));
+    let mut progress = Progress::new(planned);
+    let rows = campaign::run(&workloads, variants, effort, arguments.seed, &mut progress)?;
+    let control = control::run(&tasks, &builds, &mut progress);
+    progress.step(memory::NAME, estimate::MEMORY);
     let memory = if wanted(memory::NAME) { memory::run(&builds) } else { Vec::new() };
-    campaign::say("");
+    progress::say("");
     room.map_or(Ok(()), Room::give_back)?;
     let mut outcome = Outcome::new(machine, effort, arguments.seed, rows, control, memory);
     if let Some(earlier) = earlier {
