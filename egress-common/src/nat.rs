@@ -426,10 +426,9 @@ fn come_back<P: Packet, T: Tables>(
         scratch.answer = Answer::time_exceeded(scratch.ip.destination);
         return Ok(Verdict::Answer);
     }
-    // Without DF it is the tunnel's to fragment.
-    let through_tunnel = way.by == By::Tunnel;
-    if through_tunnel && scratch.ip.dont_fragment && is_too_big(packet, scratch, config.tunnel_mtu)
-    {
+    // Pods of this node have the tunnel's MTU too, and what the stack would say of a packet translated
+    // already names an address that its sender has never heard of.
+    if scratch.ip.dont_fragment && is_too_big(packet, scratch, config.tunnel_mtu) {
         scratch.answer = Answer::too_big(scratch.ip.destination, config.tunnel_mtu);
         return Ok(Verdict::Answer);
     }

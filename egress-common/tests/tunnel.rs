@@ -20,11 +20,16 @@ const GOES_BACK_WITH: [[u8; 4]; 3] = [[10, 88, 10, 130], [0, 7, 2, 0], [0, 0, 0,
 
 /// A gateway with a flow of a pod behind the tunnel.
 fn gateway() -> Host {
+    gateway_to(SOURCE_NODE)
+}
+
+/// A gateway with a flow of a pod of that node; all zero: of this one.
+fn gateway_to(node: [u8; 4]) -> Host {
     let mut host = Host::default();
     host.configure(&|config| config.tunnel_mtu = MTU);
     let origin = Origin {
         vnid: TENANT,
-        node: SOURCE_NODE,
+        node,
         ifindex: 9,
         macs: CAME_WITH.map(u32::from_ne_bytes),
         ..Origin::default()
@@ -58,6 +63,16 @@ fn a_reply_too_big_for_the_tunnel_is_answered_with_the_inner_mtu_if_it_forbids_f
     assert_eq!(host.arrive(&big.bytes()), Outcome::Answered(Reason::TooBig, error.bytes()));
     let may_be_cut = reply(MTU as usize + 1, 0);
     assert!(matches!(host.arrive(&may_be_cut.bytes()), Outcome::Sent(_)));
+}
+
+#[test]
+fn a_pod_of_this_node_has_the_mtu_of_the_tunnel() {
+    let mut host = gateway_to([0; 4]);
+    let fits = reply(MTU as usize, DONT_FRAGMENT);
+    assert!(matches!(host.arrive(&fits.bytes()), Outcome::Sent(_)));
+    assert_eq!(host.scratch.translation.way.by, By::Link);
+    let found = host.arrive(&reply(MTU as usize + 1, DONT_FRAGMENT).bytes());
+    assert!(matches!(found, Outcome::Answered(Reason::TooBig, _)), "{found:?}");
 }
 
 #[test]
