@@ -9,7 +9,7 @@ use clap::Parser;
 use egress_tests::bench::{
     campaign,
     conntrack::{self, Room},
-    control, estimate,
+    control, estimate, failover,
     machine::Machine,
     memory, net,
     plan::Level,
@@ -95,15 +95,23 @@ fn main() -> Result<()> {
         .collect();
     let variant_names: Vec<String> = catalogue(&builds).iter().map(|each| each.name()).collect();
     if arguments.list {
-        println!("workloads: {}", work_names.join(" "));
+        println!("workloads: {} {}", work_names.join(" "), failover::NAME);
         println!("variants: {}", variant_names.join(" "));
         return Ok(());
     }
-    for part in &arguments.only {
+    let (failover, rest): (Vec<_>, Vec<_>) =
+        arguments.only.iter().cloned().partition(|part| part == failover::NAME);
+    if !failover.is_empty() {
+        failover::tell(&failover::run(arguments.level(), progress::say), &arguments.out)?;
+        if rest.is_empty() {
+            return Ok(());
+        }
+    }
+    for part in &rest {
         let known = work_names.iter().chain(&variant_names).any(|name| name.contains(part));
         ensure!(known, "--only {part}: no workload or variant has that in its name; see --list");
     }
-    let wanted = |name: &str| chosen(&arguments.only, &work_names, name);
+    let wanted = |name: &str| chosen(&rest, &work_names, name);
     let workloads: Vec<_> = workloads.into_iter().filter(|each| wanted(&each.name)).collect();
     let tasks: Vec<_> = tasks.into_iter().filter(|each| wanted(&each.name)).collect();
     // The references stay, as a cost without a ratio says little.
@@ -111,7 +119,7 @@ fn main() -> Result<()> {
         let mut variants = catalogue(&builds);
         variants.retain(|variant| {
             let name = variant.name();
-            REFERENCES.contains(&name.as_str()) || chosen(&arguments.only, &variant_names, &name)
+            REFERENCES.contains(&name.as_str()) || chosen(&rest, &variant_names, &name)
         });
         variants
     };
