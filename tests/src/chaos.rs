@@ -54,6 +54,8 @@ pub enum Step {
     KillAgentAndRemove(Ipv4Addr),
     /// A node's cable is out for a moment.
     PullCable(usize),
+    /// A node's cable is out until it is given up: who has another egress IP leaves by that.
+    LoseNode(usize),
     /// A node's uplink is set down and up: its routes are lost, and put back.
     UplinkDown(usize),
     /// A file that cannot be read, and the good one again.
@@ -139,7 +141,7 @@ impl Chaos<'_> {
         let ips: Vec<Ipv4Addr> = self.places.keys().copied().collect();
         let ip = ips[random.usize(..ips.len())];
         let node = random.usize(..2);
-        match random.u8(..if self.layout.is_some() { 11 } else { 9 }) {
+        match random.u8(..if self.layout.is_some() { 12 } else { 10 }) {
             0 => Step::RemoveAddress(ip),
             1 => Step::FlushAddresses(node),
             2 => Step::DetachProgram(node, random.usize(..)),
@@ -155,7 +157,8 @@ impl Chaos<'_> {
                 let ip = movable[random.usize(..movable.len())];
                 Step::Move(ip, 1 - self.places[&ip])
             }
-            9 => Step::EmptyBridge,
+            9 => Step::LoseNode(node),
+            10 => Step::EmptyBridge,
             _ => Step::FlushFlows,
         }
     }
@@ -179,6 +182,11 @@ impl Chaos<'_> {
                 self.rig.pull(EGRESS[node])?;
                 // Both agents and the kernel have seen it.
                 self.rig.netns(EGRESS[node]).exec("ip neigh flush all")?;
+                self.rig.plug(EGRESS[node])
+            }
+            Step::LoseNode(node) => {
+                self.rig.pull(EGRESS[node])?;
+                self.left(node)?;
                 self.rig.plug(EGRESS[node])
             }
             Step::UplinkDown(node) => self.on(
@@ -255,6 +263,29 @@ impl Chaos<'_> {
         Ok(())
     }
 
+    /// Waits until the source node knows that this one is offline, and who has an egress IP on the
+    /// other too is served all the same.
+    fn left(&mut self, node: usize) -> Result<()> {
+        let mut wrong = Ok(());
+        wait_until(DEADLINE, || {
+            wrong = self.is_offline(node).and_then(|()| self.tenant_served(0));
+            wrong.is_ok()
+        });
+        wrong.with_context(|| {
+            let log = self.agents[2].log();
+            format!("{} is not left after {DEADLINE:?}; the source's log:\n{log}", EGRESS[node])
+        })
+    }
+
+    fn is_offline(&self, node: usize) -> Result<()> {
+        let status = self.agents[2].status()?;
+        let known = status["nodes"].as_array().into_iter().flatten();
+        let offline = known.filter(|known| known["state"] == "offline");
+        let mut names = offline.map(|known| &known["name"]);
+        ensure!(names.any(|name| name == EGRESS[node]), "{} is not offline", EGRESS[node]);
+        Ok(())
+    }
+
     fn places_hold(&self) -> Result<()> {
         for (number, node) in EGRESS.iter().enumerate() {
             let mut show = Command::new("ip");
@@ -270,10 +301,12 @@ impl Chaos<'_> {
 
     /// One datagram of each pod is answered, and came with an address of its tenant.
     fn served(&mut self) -> Result<()> {
-        for pod in &self.rig.pods {
-            let place = TENANTS.iter().position(|tenant| tenant.vnid == pod.vnid);
-            let place = place.context("a pod of a tenant")?;
-            let tenant: &Tenant = &TENANTS[place];
+        (0..TENANTS.len()).try_for_each(|place| self.tenant_served(place))
+    }
+
+    fn tenant_served(&mut self, place: usize) -> Result<()> {
+        let tenant: &Tenant = &TENANTS[place];
+        for pod in self.rig.pods.iter().filter(|pod| pod.vnid == tenant.vnid) {
             self.next_id += 1;
             let id = self.next_id.to_be_bytes();
             self.rig

@@ -240,11 +240,16 @@ impl<'a> Gateway<'a> {
 
     /// Runs another verb of `egress` where the agent is, and returns what it printed and said.
     pub fn egress(&self, arguments: &[&str]) -> Result<Output> {
+        let child = self.begin(arguments)?;
+        child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
+    }
+
+    /// As [`Gateway::egress`], without waiting for its end.
+    pub fn begin(&self, arguments: &[&str]) -> Result<Child> {
         let mut command = Command::new(&self.binary);
         command.envs(self.environment.iter().cloned());
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.netns.spawn_in(&self.mounts, &mut command)?;
-        child.wait_with_output().with_context(|| format!("run egress {}", arguments.join(" ")))
+        self.netns.spawn_in(&self.mounts, &mut command)
     }
 
     /// As [`Gateway::egress`], by a user without privileges.

@@ -3,8 +3,8 @@
 //!
 //! Seen from a pod alone. A connection is begun every 10 ms and counts if it stands before its first SYN
 //! would be sent again; the outage ends where the last one that fails was begun. Meanwhile 1,000 UDP
-//! flows are echoed, four times a second each; towards many addresses, as a source side in eBPF
-//! spreads UDP by addresses alone. The source address of every packet that leaves is looked at: a wrong
+//! flows are echoed, four times a second each; towards many addresses, since UDP is spread by
+//! addresses alone. The source address of every packet that leaves is looked at: a wrong
 //! one makes the row void.
 use std::{
     fs,
@@ -126,19 +126,10 @@ fn all(side: SourceSide, runs: u32) -> Result<Vec<Run>> {
     let agents = rig.agents("health: {holdDown: 500ms}\n")?;
     let far = rig.netns("far");
     let _tcp = TcpServer::start(far, SPREAD.far())?;
-    let _udp = remotes()
-        .map(|remote| {
-            far.ip(&format!("addr add {}/32 dev eth0\n", remote.ip()))?;
-            UdpServer::start(far, remote)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    (0..runs).map(|_| pull(&rig, &agents[0])).collect()
-}
-
-fn remotes() -> impl Iterator<Item = SocketAddrV4> {
-    let far = SPREAD.far();
-    let [a, b, c, d] = far.ip().octets();
-    (1..=REMOTES).map(move |number| SocketAddrV4::new([a, b, c, d + number].into(), far.port()))
+    let remotes = rig.remotes(SPREAD, REMOTES)?;
+    let started = remotes.iter().map(|remote| UdpServer::start(far, *remote));
+    let _udp = started.collect::<Result<Vec<_>>>()?;
+    (0..runs).map(|_| pull(&rig, &agents[0], &remotes)).collect()
 }
 
 fn is_online(agent: &Gateway<'_>, node: &str) -> Result<bool> {
@@ -151,7 +142,7 @@ fn is_online(agent: &Gateway<'_>, node: &str) -> Result<bool> {
 }
 
 /// Pulls the cable once, and puts it back.
-fn pull(rig: &Trio, source: &Gateway<'_>) -> Result<Run> {
+fn pull(rig: &Trio, source: &Gateway<'_>, remotes: &[SocketAddrV4]) -> Result<Run> {
     for node in EGRESS {
         wait_for(&format!("{node} to be online"), || is_online(source, node))?;
     }
@@ -160,7 +151,7 @@ fn pull(rig: &Trio, source: &Gateway<'_>) -> Result<Run> {
     // When each connection was begun, and whether it stood in time.
     let begun = Mutex::new(Vec::new());
     let run = thread::scope(|scope| -> Result<Run> {
-        let flows = scope.spawn(|| rig.netns(POD).run(|| talk(&stop, &sent, &echoed)));
+        let flows = scope.spawn(|| rig.netns(POD).run(|| talk(remotes, &stop, &sent, &echoed)));
         let connections = scope.spawn(|| rig.netns(POD).block_on(|| connect(far, &stop, &begun)));
         let found = (|| -> Result<Instant> {
             wait_for("traffic before the cable is pulled", || Ok(stands(&begun, None)))?;
@@ -233,8 +224,12 @@ async fn connect(
 
 /// Sends datagrams of so many flows in turn, and counts them and their echoes, until it is stopped;
 /// what is on its way then is waited for.
-fn talk(stop: &AtomicBool, sent: &AtomicU64, echoed: &AtomicU64) -> Result<()> {
-    let remotes: Vec<_> = remotes().collect();
+fn talk(
+    remotes: &[SocketAddrV4],
+    stop: &AtomicBool,
+    sent: &AtomicU64,
+    echoed: &AtomicU64,
+) -> Result<()> {
     let sockets = remotes
         .iter()
         .cycle()

@@ -312,6 +312,22 @@ impl Trio {
         node
     }
 
+    /// So many further addresses of the far host, with the tenant's port: what spreads UDP over egress
+    /// nodes looks at addresses alone, in the programs as in Open vSwitch.
+    ///
+    /// # Errors
+    /// `ip` complained.
+    pub fn remotes(&self, tenant: &Tenant, count: u8) -> Result<Vec<SocketAddrV4>> {
+        let [a, b, c, d] = tenant.far().ip().octets();
+        (1..=count)
+            .map(|number| {
+                let remote = Ipv4Addr::new(a, b, c, d + number);
+                self.netns("far").ip(&format!("addr add {remote}/32 dev eth0\n"))?;
+                Ok(SocketAddrV4::new(remote, tenant.port))
+            })
+            .collect()
+    }
+
     /// Pulls a node's cable out of the switch: its link goes down.
     ///
     /// # Errors
