@@ -77,7 +77,8 @@ fn held(agents: &[(&str, Gateway<'_>)]) -> Result<BTreeMap<String, BTreeSet<Stri
 fn what_one_agent_deals_out_both_egress_nodes_host() -> Result<()> {
     let rig = Trio::up(SourceSide::Plain)?;
     let shared = Shared::new(&automatic())?;
-    let [first, second] = [shared.start(&rig, EGRESS[0])?, shared.start(&rig, EGRESS[1])?];
+    // Who deals out comes last, lest it finds the other one offline before that one has begun.
+    let [second, first] = [shared.start(&rig, EGRESS[1])?, shared.start(&rig, EGRESS[0])?];
     let agents = [(EGRESS[0], first), (EGRESS[1], second)];
     let logs = || agents.iter().map(|(_, agent)| agent.log()).collect::<Vec<_>>().join("\n");
     let all: BTreeSet<String> =
