@@ -1,5 +1,6 @@
 //! Pods without a policy on a node that masquerades them itself: its kernel has no rule for them.
 use std::{
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
     thread,
     time::Duration,
@@ -120,7 +121,11 @@ fn datagrams_from_ports(netns: &Netns, step: usize) -> Result<()> {
         let mut answer = [0; 64];
         for port in SOCKETS.step_by(step) {
             let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-            let socket = UdpSocket::bind(from).with_context(|| format!("bind {port}"))?;
+            let socket = match UdpSocket::bind(from) {
+                // The agent watches other nodes from such ports too.
+                Err(error) if error.kind() == ErrorKind::AddrInUse => continue,
+                bound => bound.with_context(|| format!("bind {port}"))?,
+            };
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.connect(FAR)?;
             let id = (u64::from(port) | 1 << 32).to_be_bytes();

@@ -123,6 +123,8 @@ fn who_answers_a_pod_learns_the_tunnels_mtu_by_one_packet_from_the_egress_ip() -
             learns(&far, POD_MTU).with_context(on)?;
             arrives(&far, &socket, POD_MTU).with_context(on)?;
             let egress_ip = rig.pod(pod).egress_ip.context("an egress IP")?;
+            // The capture may come later than what it captures.
+            wait_until(PATIENCE, || told_by(&capture, egress_ip) > 0);
             assert_eq!(told_by(&capture, egress_ip), 1, "{}", on());
             // What is bigger its sender now cuts by itself.
             arrives(&far, &socket, LINK_MTU).with_context(on)?;
