@@ -282,17 +282,24 @@ pub fn check(ctx: XdpContext) -> u32 {
 /// `None`: none of the generator's.
 #[inline(always)]
 fn judge(ctx: &XdpContext) -> Option<u32> {
-    let head = read::<2>(ctx, 12)?;
-    let protocol: *mut u8 = at(ctx, 23)?;
-    // SAFETY: `at` has checked the bounds.
-    if head[0] != 0x0800 || unsafe { *protocol } != 17 {
+    if read::<2>(ctx, 12)?[0] != 0x0800 || !is_udp::<0>(ctx)? {
         return None;
     }
     match read::<1>(ctx, 36)?[0] {
         egress_common::bench::REMOTE_PORT => judge_packet::<0>(ctx, Side::Source),
-        4789 => judge_packet::<VXLAN_OVERHEAD>(ctx, Side::Destination),
+        // A pod that was refused is told so by ICMP.
+        4789 if is_udp::<VXLAN_OVERHEAD>(ctx)? => {
+            judge_packet::<VXLAN_OVERHEAD>(ctx, Side::Destination)
+        }
         _ => None,
     }
+}
+
+#[inline(always)]
+fn is_udp<const BASE: usize>(ctx: &XdpContext) -> Option<bool> {
+    let protocol: *mut u8 = at(ctx, BASE + 23)?;
+    // SAFETY: `at` has checked the bounds.
+    Some(unsafe { *protocol } == 17)
 }
 
 /// Which end of a packet the gateway has translated.
