@@ -13,8 +13,10 @@
 //! [`Conflict`]; every other conflict is resolved to the closed side.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tokio::time::sleep;
 
 use crate::diff;
 use crate::ovs::Ovs;
@@ -23,6 +25,10 @@ use crate::ovs::text::{Flow, Group, Held};
 use crate::ovs::watch::Counts;
 
 pub mod follow;
+
+/// How long a first packet may be underway to a group: a select group hashes it in the datapath, from
+/// where it comes back to the switch, which asks for the group by number and drops what finds none.
+const UNDERWAY: Duration = Duration::from_millis(50);
 
 /// Marks our flows: "egress01" in ASCII. Never change it, or old flows become foreign.
 pub const COOKIE: u64 = u64::from_be_bytes(*b"egress01");
@@ -174,13 +180,13 @@ impl Change {
             && remove_groups.is_empty()
     }
 
-    /// The lines of one bundle.
+    /// The lines of one bundle; of a second one those of [`Self::farewell`].
     ///
     /// The order is safe even without atomicity: a group exists before the flow that uses it, what
     /// replaces a flow comes before the flow goes, and a group is modified, never deleted and added
     /// again, because deleting a group deletes all flows that use it.
     pub fn bundle(&self) -> String {
-        let Self { add_groups, modify_groups, add_flows, remove_flows, remove_groups } = self;
+        let Self { add_groups, modify_groups, add_flows, remove_flows, remove_groups: _ } = self;
         let mut lines = String::new();
         let mut line = |words: std::fmt::Arguments| {
             writeln!(lines, "{words}").expect("a string takes everything");
@@ -191,8 +197,13 @@ impl Change {
         remove_flows.iter().for_each(|flow| {
             line(format_args!("flow delete_strict cookie={COOKIE:#x}/-1,{}", flow.on));
         });
-        remove_groups.iter().for_each(|id| line(format_args!("group delete group_id={id}")));
         lines
+    }
+
+    /// The lines that remove what no flow of ours uses any more.
+    pub fn farewell(&self) -> String {
+        let lines = self.remove_groups.iter().map(|id| format!("group delete group_id={id}\n"));
+        lines.collect()
     }
 }
 
@@ -245,15 +256,24 @@ pub fn difference(desired: &Desired, observed: &Observed) -> Outcome {
     }
 }
 
-/// Sends the change as one bundle; nothing is sent when it is empty.
+/// Sends the change as one bundle, and the removal of groups as another a moment later; nothing is
+/// sent where nothing is to do.
 ///
 /// # Errors
-/// The bridge does not answer or refuses; then nothing was changed.
+/// The bridge does not answer or refuses; then nothing was changed, or groups that carry no traffic
+/// are left.
 pub async fn apply(ovs: &Ovs, change: &Change) -> Result<()> {
-    if change.is_empty() {
-        return Ok(());
+    let (bundle, farewell) = (change.bundle(), change.farewell());
+    if !bundle.is_empty() {
+        ovs.commit(&bundle).await?;
     }
-    ovs.commit(&change.bundle()).await
+    if !farewell.is_empty() {
+        if !bundle.is_empty() {
+            sleep(UNDERWAY).await;
+        }
+        ovs.commit(&farewell).await?;
+    }
+    Ok(())
 }
 
 /// Observes, compares, applies.

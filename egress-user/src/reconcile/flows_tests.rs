@@ -86,7 +86,7 @@ fn every_change_ends_in_the_desired_state_and_a_second_one_is_empty() {
             let empty = bridge(&[], &foreign, &["group_id=9,type=all".to_owned()]);
             let before = after(&empty, &difference(from, &empty).change.bundle());
             let change = difference(to, &before).change;
-            let now = after(&before, &change.bundle());
+            let now = after(&after(&before, &change.bundle()), &change.farewell());
             assert_eq!(now.ours(), to.flows.iter().collect(), "{change:?}");
             assert_eq!(now.foreign().count(), 2, "foreign flows stay: {change:?}");
             assert_eq!(now.groups.len(), 1 + to.groups.len(), "{change:?}");
@@ -102,6 +102,14 @@ fn a_changed_group_is_modified_in_place() {
     let observed = bridge(&[FLOW], &[], &[group("10.0.0.2")]);
     let Outcome { change, .. } = difference(&desired(&[FLOW], &[group("10.0.0.4")]), &observed);
     assert_eq!(change.bundle(), format!("group modify {}\n", group("10.0.0.4")));
+}
+
+#[test]
+fn a_group_that_nobody_needs_any_more_outlives_the_bundle() {
+    let observed = bridge(&[FLOW], &[], &[group("10.0.0.2")]);
+    let Outcome { change, .. } = difference(&desired(&[DROP], &[]), &observed);
+    assert_eq!(after(&observed, &change.bundle()).groups, observed.groups);
+    assert_eq!(change.farewell(), "group delete group_id=7305526\n");
 }
 
 #[test]
