@@ -212,7 +212,8 @@ impl Station {
     }
 }
 
-/// Sends each flow's first packet and its answer, then the first packet again.
+/// Sends each flow's first packet and its answer, then the first packet again; up to three times, for a
+/// busy core may overrun a queue.
 fn warm(rig: &mut Rig, workload: &Workload, expect: Expect, flows: u32, core: usize) -> Result<()> {
     let counter = rig.object.counter()?;
     let in_order = Workload {
@@ -229,12 +230,17 @@ fn warm(rig: &mut Rig, workload: &Workload, expect: Expect, flows: u32, core: us
     for direction in directions {
         let pass = Workload { direction: *direction, ..in_order.clone() };
         rig.arm(&pass, super::frame::rule(&pass, expect)?)?;
-        rig.object.set_counter(0)?;
-        let arrived = measure::send(rig, &pass, flows, core)?;
+        let mut accepted = 0;
+        for _ in 0..3 {
+            rig.object.set_counter(0)?;
+            accepted = measure::send(rig, &pass, flows, core)?.accepted;
+            if accepted * 1000 >= u64::from(flows) * 999 {
+                break;
+            }
+        }
         anyhow::ensure!(
-            arrived.accepted * 1000 >= u64::from(flows) * 999,
-            "only {} of {flows} flows came through in the {direction:?} direction",
-            arrived.accepted
+            accepted * 1000 >= u64::from(flows) * 999,
+            "only {accepted} of {flows} flows came through in the {direction:?} direction",
         );
     }
     rig.object.set_counter(counter)
