@@ -68,6 +68,16 @@ impl PortRange {
     pub fn contains(&self, port: [u8; 2]) -> bool {
         u32::from(u16::from_be_bytes(port)).wrapping_sub(self.from) < self.count
     }
+
+    /// The smallest range that both are in.
+    #[must_use]
+    pub fn joined(self, other: Self) -> Self {
+        if self.count == 0 || other.count == 0 {
+            return if self.count == 0 { other } else { self };
+        }
+        let from = self.from.min(other.from);
+        Self { from, count: (self.from + self.count).max(other.from + other.count) - from }
+    }
 }
 
 /// How a tenant's packet leaves: see [`Config::data_path`].

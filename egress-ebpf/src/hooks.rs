@@ -1,7 +1,7 @@
 //! What each tc hook does with a packet: ask the engine, do what it says, count.
 use aya_ebpf::programs::TcContext;
 use egress_common::{
-    abi::{Config, NO_SLOT, NO_VNID, Path, data_path, turned},
+    abi::{Config, NO_SLOT, NO_VNID, Path, data_path, phase, turned},
     answer,
     flow::Scratch,
     limit::may_answer,
@@ -343,8 +343,9 @@ fn to_outside(skb: &Skb) -> Result<i32, Reason> {
 #[inline(always)]
 fn of_the_node(skb: &Skb, config: &Config) -> i32 {
     // Without a stamp what the programs masquerade looks the same.
+    // Beside the node's NAT it is the node's copy of a flow that both have.
     if config.masquerade_slot != 0
-        && !config.is_shadow()
+        && config.phase == phase::OWN
         && config.stamp[0] != 0
         && skb.bytes::<4>(ETH_LEN + 12) == Some(config.node)
         && let Some(scratch) = scratch()

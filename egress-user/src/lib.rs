@@ -19,6 +19,7 @@ pub mod nft;
 pub mod ovs;
 pub mod plan;
 pub mod reconcile;
+pub mod reserved_ports;
 pub mod source;
 pub mod sweep;
 pub mod takeover;

@@ -4,18 +4,26 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::{Context, Result};
 use egress_common::{
-    abi::{BEAT, Config, OriginalKey, OriginalRecord, ReplyKey, TICK_SHIFT, UsageRecord},
+    abi::{
+        BEAT, Config, OriginalKey, OriginalRecord, PortRange, ReplyKey, TICK_SHIFT, UsageRecord,
+    },
     state::{self, Moment},
+    wire::protocol,
 };
 use nix::time::{ClockId, clock_gettime};
 
-use crate::bpf::{Maps, Plain};
+use crate::{
+    bpf::{Maps, Plain},
+    reconcile::maps,
+};
 
 /// What a sweep saw.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     pub live: usize,
     pub removed: usize,
+    /// Flows of masqueraded pods live that have other ports than the range's: adopted ones.
+    pub beyond_range: bool,
 }
 
 /// The programs' clock, in ticks.
@@ -34,6 +42,7 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
     let mut swept = Swept::default();
     let mut gone = Vec::new();
     let mut by_slot = BTreeMap::new();
+    let (masquerade, mut masqueraded) = (maps.masquerade_slot(), config.masquerade_ports);
     // Ports held for every remote, and those that live flows share.
     let (mut held, mut shared) = (Vec::new(), HashSet::new());
     let nodes: BTreeSet<[u8; 4]> = maps.nodes.keys().flatten().chain([[0; 4]]).collect();
@@ -49,6 +58,9 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
             true => gone.push((key.0, flow.0)),
             false => {
                 swept.live += 1;
+                if flow.0.slot == masquerade && protocol::has_ports(key.0.protocol()) {
+                    masqueraded = masqueraded.joined(port_alone(flow.0.egress_port));
+                }
                 by_slot.entry(flow.0.slot).or_insert([0; 2])[0] += 1;
                 if flow.0.shares == 1 {
                     shared.insert(key.0.for_any_remote());
@@ -89,10 +101,18 @@ pub fn sweep(maps: &mut Maps) -> Result<Swept> {
         let _ = maps.crowds.remove(&Plain(ReplyKey { egress_port: [0, 0], ..reply }));
     }
     correct_usage(maps, &before, &by_slot)?;
+    swept.beyond_range = masqueraded != config.masquerade_ports;
+    // Only what is adopted has other ports than the range: nothing new can be left out.
+    maps::configure(maps, &Config { masqueraded_ports: masqueraded, ..config })?;
     for key in orphans {
         let _ = maps.flows_reply.remove(&key);
     }
     Ok(swept)
+}
+
+/// The range of one port on the wire.
+pub fn port_alone(port: [u8; 2]) -> PortRange {
+    PortRange { from: u16::from_be_bytes(port).into(), count: 1 }
 }
 
 /// What the tenants hold as the programs count it, by slot.

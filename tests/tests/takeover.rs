@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    ops::Range,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -11,9 +12,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     gateway::Gateway,
+    lone,
     netns::{wait_for, wait_until},
     rig::{Rig, Snat, objects, topology::UPLINK},
-    traffic::{Long, LongServer, keep_asking},
+    traffic::{Long, LongServer, PATIENCE, UdpServer, keep_asking},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -25,9 +27,13 @@ const PODS: [&str; 5] =
     ["egress-test-1", "egress-test-2", "egress-test2-1", "egress-test3-1", "egress-test-3"];
 const FILES: [&str; 4] = ["--config", "/run/agent.yaml", "-f", "/run/objects.yaml"];
 
-/// One pod's connections.
-struct Crowd {
-    pod: &'static str,
+/// A pod of the egress node, of a VNID that asks for no egress IP.
+const LONE: &str = "gitea-2";
+
+/// Connections from one place.
+struct Crowd<'a> {
+    /// The pod, or the node.
+    pod: &'a str,
     source: Ipv4Addr,
     busy: Vec<Long>,
     /// The pod has said its last word until the server speaks.
@@ -55,26 +61,38 @@ impl<'a> Site<'a> {
         Ok(Self { rig, gateway, words: AtomicU64::new(1) })
     }
 
-    fn crowds(&self, busy: u16, idle: u16) -> Result<Vec<Crowd>> {
-        let open = |pod: &'static str| {
+    fn crowds(&self, busy: u16, idle: u16) -> Result<Vec<Crowd<'a>>> {
+        let tenant = |pod: &&'static str| {
             let source = self.rig.pod(pod).egress_ip.context("a tenant")?;
-            let ports = 20_000..20_000 + busy + idle;
-            let opened = self
-                .rig
-                .netns(pod)
-                .run(|| ports.map(|port| Long::open(FAR, port)).collect::<Result<Vec<_>>>())??;
-            let seen: BTreeSet<Ipv4Addr> = opened.iter().map(|long| *long.seen_as().ip()).collect();
-            ensure!(seen == BTreeSet::from([source]), "{pod} is seen as {seen:?}");
-            let mut busy_ones = opened;
-            let mut idle_ones = busy_ones.split_off(busy.into());
-            idle_ones.iter_mut().try_for_each(Long::wait)?;
-            Ok(Crowd { pod, source, busy: busy_ones, idle: idle_ones })
+            self.crowd(pod, source, 20_000..20_000 + busy + idle, idle)
         };
-        PODS.iter().map(|pod| open(pod)).collect()
+        PODS.iter().map(tenant).collect()
+    }
+
+    /// Connections from these ports, the last of them idle.
+    fn crowd(
+        &self,
+        pod: &'a str,
+        source: Ipv4Addr,
+        ports: Range<u16>,
+        idle: u16,
+    ) -> Result<Crowd<'a>> {
+        let busy_ones = ports.len() - usize::from(idle);
+        let open = || ports.map(|port| Long::open(FAR, port)).collect::<Result<Vec<_>>>();
+        let mut busy = self.rig.netns(pod).run(open)??;
+        let seen: BTreeSet<Ipv4Addr> = busy.iter().map(|long| *long.seen_as().ip()).collect();
+        ensure!(seen == BTreeSet::from([source]), "{pod} is seen as {seen:?}");
+        let mut idle = busy.split_off(busy_ones);
+        idle.iter_mut().try_for_each(Long::wait)?;
+        Ok(Crowd { pod, source, busy, idle })
     }
 
     /// Does the work while all busy connections are asked and new ones come and go.
-    fn under_traffic(&self, crowds: &mut [Crowd], work: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn under_traffic(
+        &self,
+        crowds: &mut [Crowd<'_>],
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let askers: Vec<_> = crowds
@@ -193,6 +211,67 @@ fn a_thousand_connections_live_through_takeover_churn_and_handback() -> Result<(
     let addresses = rig.netns(&rig.egress.name).exec(&format!("ip addr show dev {UPLINK}"))?;
     ensure!(addresses.matches(":eip").count() == 3, "the egress IPs stay: {addresses}");
     ensure!(rig.untranslated()? == (0, 0), "nothing left with a pod's or the node's address");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn masqueraded_connections_and_the_nodes_own_live_through_takeover_and_handback() -> Result<()> {
+    let rig = original("masquerade")?;
+    let server = LongServer::start(rig.netns("far"), FAR)?;
+    let datagrams = UdpServer::start(rig.netns("far"), FAR)?;
+    let mut site = Site::new(&rig)?;
+    let config = objects::AGENT_CONFIG;
+    site.gateway.write_config(&lone::with(config, ("masquerade: false", "masquerade: true")))?;
+    let mut crowds = site.crowds(10, 0)?;
+    // Ports outside the range that new connections get.
+    crowds.push(site.crowd(LONE, rig.egress.ip, 40_000..40_200, 20)?);
+    let node = rig.netns(&rig.egress.name);
+    crowds.push(site.crowd(&rig.egress.name, rig.egress.ip, 50_000..50_020, 0)?);
+    node.sysctl("ipv4/ip_local_reserved_ports", "8080,40010-40019")?;
+    let reserved = || node.exec("sysctl -n net.ipv4.ip_local_reserved_ports");
+    let before = site.rules()?;
+    let socket = rig.netns(LONE).run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 45_000)))??;
+    socket.connect(FAR)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let ask = |id: u64| -> Result<SocketAddrV4> {
+        let mut answer = [0; 8];
+        socket.send(&id.to_be_bytes())?;
+        socket.recv(&mut answer).with_context(|| format!("the answer to datagram {id}"))?;
+        datagrams.peer(id).context("a datagram without a peer")
+    };
+    let seen_as = ask(1)?;
+    site.under_traffic(&mut crowds, || {
+        site.egress(&["takeover"], 0)?;
+        ensure!(ask(2)? == seen_as, "the datagrams' port");
+        let rules = site.rules()?;
+        ensure!(!rules.contains("--to-source"), "no tenant's rule is left:\n{rules}");
+        ensure!(rules.contains(&format!("! -o {UPLINK}")), "pods are ours:\n{rules}");
+        ensure!(site.tracked()? == 0, "the node tracks no pod's connection");
+        let reserved = reserved()?;
+        let range = |range: &str| reserved.split(',').any(|held| held.trim() == range);
+        ensure!(["8080", "40000-40199", "45000"].into_iter().all(range), "reserved: {reserved}");
+        site.churn(3000)?;
+        ensure!(site.tracked()? == 0, "nor any new one");
+        Ok(())
+    })?;
+    site.gateway.run_agent().context("the agent goes on with what was taken over")?;
+    site.under_traffic(&mut crowds, || site.churn(3000))?;
+    server.speak();
+    let lone = crowds.iter_mut().find(|crowd| crowd.pod == LONE).context("the lone pod")?;
+    for long in &mut lone.idle {
+        long.heard().context("what a silent pod is told after the takeover")?;
+    }
+    site.under_traffic(&mut crowds, || {
+        site.egress(&["handback"], 0)?;
+        ensure!(ask(3)? == seen_as, "the datagrams' port after the hand-back");
+        ensure!(site.rules()? == before, "the rules are as they were:\n{}", site.rules()?);
+        ensure!(reserved()?.trim() == "8080,40010-40019", "reserved: {}", reserved()?);
+        ensure!(site.tracked()? >= 200, "the node tracks all connections again");
+        site.churn(3000)
+    })?;
+    ensure!(site.gateway.wait()?.success(), "the agent let go");
+    ensure!(rig.untranslated()?.0 == 0, "nothing left with a pod's address");
     Ok(())
 }
 

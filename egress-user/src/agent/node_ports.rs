@@ -2,7 +2,7 @@
 //!
 //! Nothing is changed here: what the node uses is its owner's affair. Each collision is a condition
 //! with the cure; until it is cured, a port that both want is the node's (the programs see to it).
-use std::{collections::BTreeSet, fmt::Display, fs, ops::RangeInclusive};
+use std::{collections::BTreeSet, fmt::Display, fs};
 
 use anyhow::{Context, Result, bail};
 use procfs::net::{TcpState, tcp, tcp6, udp, udp6};
@@ -13,12 +13,11 @@ use crate::{
     config::{AgentConfig, MasqueradePorts},
     identity::Identity,
     model::Objects,
+    reserved_ports::{self, RESERVED, Range, written},
 };
 
 const LOCAL: &str = "net.ipv4.ip_local_port_range";
-const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
-
-type Range = RangeInclusive<u16>;
+const LOCAL_PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// The ports of a node that are spoken for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,9 +56,7 @@ pub(super) fn conditions(
 }
 
 fn observe() -> Result<Used> {
-    let local = fs::read_to_string(path_of(LOCAL)).with_context(|| format!("read {LOCAL}"))?;
-    let reserved =
-        fs::read_to_string(path_of(RESERVED)).with_context(|| format!("read {RESERVED}"))?;
+    let local = fs::read_to_string(LOCAL_PATH).with_context(|| format!("read {LOCAL}"))?;
     // Without IPv6 the kernel has no such tables.
     let streams =
         tcp().context("read /proc/net/tcp")?.into_iter().chain(tcp6().unwrap_or_default());
@@ -70,11 +67,7 @@ fn observe() -> Result<Used> {
         .map(|socket| socket.local_address.port())
         .chain(datagrams.map(|socket| socket.local_address.port()))
         .collect();
-    Ok(Used { local: Some(local_range(&local)?), reserved: ranges(&reserved)?, bound })
-}
-
-fn path_of(sysctl: &str) -> String {
-    format!("/proc/sys/{}", sysctl.replace('.', "/"))
+    Ok(Used { local: Some(local_range(&local)?), reserved: reserved_ports::read()?, bound })
 }
 
 /// Two numbers with space between them.
@@ -86,16 +79,6 @@ fn local_range(text: &str) -> Result<Range> {
         .with_context(|| format!("{LOCAL} is \"{}\"", text.trim()))?;
     let [from, to] = numbers[..] else { bail!("{LOCAL} is \"{}\"", text.trim()) };
     Ok(from..=to)
-}
-
-/// `8080,9148-9150`, or nothing.
-fn ranges(text: &str) -> Result<Vec<Range>> {
-    let range = |word: &str| -> Result<Range> {
-        let (from, to) = word.split_once('-').unwrap_or((word, word));
-        Ok(from.parse()?..=to.parse()?)
-    };
-    let words = text.trim().split(',').filter(|word| !word.is_empty());
-    words.map(|word| range(word).with_context(|| format!("{RESERVED} has \"{word}\""))).collect()
 }
 
 fn collisions(ours: &Range, used: &Used) -> Vec<Condition> {
@@ -135,11 +118,6 @@ fn collisions(ours: &Range, used: &Used) -> Vec<Condition> {
     conditions
 }
 
-fn written(range: &Range) -> String {
-    let (from, to) = (range.start(), range.end());
-    if from == to { from.to_string() } else { format!("{from}-{to}") }
-}
-
 /// The first few, and how many more.
 fn list<T: Display>(values: &[T]) -> String {
     const SHOWN: usize = 8;
@@ -158,21 +136,21 @@ mod tests {
         collisions(&ours, used).into_iter().map(|condition| condition.message).collect()
     }
 
-    fn used(local: Range, reserved: &str, bound: &[u16]) -> Used {
-        let reserved = ranges(reserved).unwrap();
+    fn used(local: Range, reserved: &[Range], bound: &[u16]) -> Used {
+        let reserved = reserved.to_vec();
         Used { local: Some(local), reserved, bound: bound.iter().copied().collect() }
     }
 
     #[test]
     fn the_defaults_collide_with_nothing() {
-        let kernel = used(32768..=60999, "", &[22, 53, 10250, 60999]);
+        let kernel = used(32768..=60999, &[], &[22, 53, 10250, 60999]);
         let MasqueradePorts { from, to } = MasqueradePorts::default();
         assert_eq!(said(from..=to, &kernel), [""; 0]);
     }
 
     #[test]
     fn what_the_kernel_takes_for_sockets_is_named_with_the_sysctl_that_spares_it() {
-        let kernel = used(1024..=61001, "8080,9148-9150", &[]);
+        let kernel = used(1024..=61001, &[8080..=8080, 9148..=9150], &[]);
         assert_eq!(
             said(61000..=65535, &kernel),
             ["61000-65535: the kernel takes 2 of them (61000 to 61001) for the node's own \
@@ -183,25 +161,22 @@ mod tests {
 
     #[test]
     fn reserved_ports_are_not_taken() {
-        let kernel = used(1024..=65535, "61000-65535", &[]);
+        let kernel = used(1024..=65535, &[61000..=65535], &[]);
         assert_eq!(said(61000..=65535, &kernel), [""; 0]);
     }
 
     #[test]
     fn sockets_in_the_range_are_named() {
         let bound: Vec<u16> = (62000..62010).collect();
-        let kernel = used(32768..=60999, "", &bound);
+        let kernel = used(32768..=60999, &[], &bound);
         let said = said(61000..=65535, &kernel);
         assert!(said[0].contains("bound to 62000, 62001"), "{said:?}");
         assert!(said[0].contains("62007 and 2 more"), "{said:?}");
     }
 
     #[test]
-    fn sysctls_are_read_as_the_kernel_prints_them() {
+    fn the_local_range_is_read_as_the_kernel_prints_it() {
         assert_eq!(local_range("32768\t60999\n").unwrap(), 32768..=60999);
-        assert_eq!(ranges("\n").unwrap(), []);
-        assert_eq!(ranges("1,5-7\n").unwrap(), [1..=1, 5..=7]);
         assert!(local_range("32768").unwrap_err().to_string().contains(LOCAL));
-        assert!(ranges("x").unwrap_err().to_string().contains(RESERVED));
     }
 }

@@ -48,6 +48,7 @@ impl Agent {
             generation: held.next_hop_generation,
             stamp: node::stamp(held.stamp)?,
             masquerade_slot: self.maps.masquerade_slot(),
+            masqueraded_ports: held.masqueraded_ports,
             carries: self.carries,
             phase: self.phase,
         })?;

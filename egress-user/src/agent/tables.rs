@@ -45,6 +45,8 @@ pub struct Node<'a> {
     pub stamp: [u32; 2],
     /// Where that slot is.
     pub masquerade_slot: u32,
+    /// What the flows there are need: a sweep gives back what they do not.
+    pub masqueraded_ports: PortRange,
     /// Tenants' packets, as far as this node is concerned.
     pub carries: bool,
     /// Whose what has no flow is (`abi::phase`), and the tick when a hold is over.
@@ -134,7 +136,7 @@ pub fn config(node: &Node<'_>) -> Result<Config> {
         masquerade_slot: if config.masquerade { node.masquerade_slot } else { 0 },
         masquerade_ports: masquerade,
         masquerade_step: port::step(masquerade.count),
-        masqueraded_ports: masquerade,
+        masqueraded_ports: masquerade.joined(node.masqueraded_ports),
         local_pods: pods.unwrap_or(NOWHERE),
         carries: u8::from(node.carries),
         // Alone in its cluster a node hears nobody, and need not.

@@ -8,14 +8,14 @@
 //! Each step is written down before it is done and can be done again. Where a rerun goes on is read
 //! from the maps, not from the journal: only they know whether the last step was reached.
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use egress_common::abi::{Config, phase};
+use egress_common::abi::{Config, NO_VNID, OriginalKey, phase};
 use log::info;
 
 mod back;
@@ -23,7 +23,7 @@ mod copy;
 
 pub use back::hand_back;
 pub(super) use copy::forget_flows;
-use copy::{Ours, enter, tag};
+use copy::{Ours, enter, flows, tag, widen};
 
 use super::{Agent, Settings, tables};
 use crate::{
@@ -241,7 +241,8 @@ impl Passage {
     }
 
     fn note_rules(&mut self, read: &[rules::Rule]) {
-        for rule in chain::tenants(read) {
+        let pods = if self.agent.config.masquerade { chain::pods(read) } else { Vec::new() };
+        for rule in chain::tenants(read).into_iter().chain(pods) {
             if !self.journal.rules.iter().any(|noted| noted.spec == rule.spec) {
                 self.journal.rules.push(rule);
             }
@@ -263,16 +264,35 @@ impl Passage {
 
     /// Copies the node's connections into the tables; how many are there now.
     async fn adopt(&mut self) -> Result<usize> {
+        let entries = self.conntrack.entries().await?;
+        self.adopt_these(entries.iter().filter(|entry| adopt::is_plain(entry)))
+    }
+
+    /// What the node's rule has masqueraded since the programs have all: first datagrams go up the
+    /// stack. A flow that is there is newer than the node's entry.
+    async fn adopt_late(&mut self) -> Result<()> {
+        let there: HashSet<OriginalKey> =
+            flows(&self.agent.maps).into_iter().map(|(key, _)| key).collect();
+        let ours = Ours::of(&self.agent, &self.plan)?;
+        let mut entries = self.conntrack.entries().await?;
+        entries.retain(|entry| {
+            ours.is_masqueraded(entry) && !there.contains(&adopt::key(entry, NO_VNID))
+        });
+        self.adopt_these(entries.iter()).map(drop)
+    }
+
+    fn adopt_these<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> Result<usize> {
         let ours = Ours::of(&self.agent, &self.plan)?;
         let now = sweep::now()?;
-        let entries = self.conntrack.entries().await?;
         let mut adopted = Vec::new();
-        for entry in entries.iter().filter(|entry| adopt::is_plain(entry)) {
+        for entry in entries {
             let home = ours.home(*entry.original.source.ip());
-            if let (Some(tenant), Some(home)) = (ours.tenant(entry), home) {
+            if let (Some(tenant), Some(home)) = (ours.owner(entry), home) {
                 adopted.push((entry.original, adopt::flow(entry, tenant, home, tag()?, now)));
             }
         }
+        let beyond = widen(&mut self.agent.maps, adopted.iter().map(|(_, flow)| flow))?;
+        self.journal.reserve(&self.run_dir, &beyond)?;
         for (ends, flow) in &adopted {
             enter(&mut self.agent.maps, flow)
                 .with_context(|| format!("enter {ends} into the flow tables"))?;
@@ -315,22 +335,30 @@ impl Passage {
         self.note_rules(&read);
         self.reached_before(Step::Unruled)?;
         let gone = chain::removals(&chain::tenants(&read));
-        iptables::apply("nat", &gone).await.context("remove the tenants' rules")?;
+        let mut lines = Vec::new();
+        if self.agent.config.masquerade {
+            lines.extend(chain::narrowings(&read, &self.agent.identity.uplink.name));
+            if !lines.is_empty() {
+                self.report.say("left the node's masquerading the other interfaces".to_owned());
+            }
+        }
+        lines.extend(gone.iter().cloned());
+        iptables::apply("nat", &lines).await.context("remove the tenants' rules")?;
         self.report.say(format!("removed {} rules of tenants from the nat table", gone.len()));
         Ok(())
     }
 
     /// The node's copies of what is ours now.
     async fn remove_entries(&mut self) -> Result<()> {
+        self.adopt_late().await?;
         let ours = Ours::of(&self.agent, &self.plan)?;
         let mut removed = 0;
         for entry in self.conntrack.entries().await? {
-            if ours.tenant(&entry).is_some() && adopt::is_plain(&entry) {
+            if ours.owner(&entry).is_some() && adopt::is_plain(&entry) {
                 removed += usize::from(self.conntrack.remove(&entry.original).await?);
             }
         }
-        self.report
-            .say(format!("removed {removed} connections of tenants from the node's tracking"));
+        self.report.say(format!("removed {removed} connections of pods from the node's tracking"));
         Ok(())
     }
 }

@@ -1,6 +1,9 @@
 //! What wakes the agent: signals, netlink, changed files, Open vSwitch, timers. None of it carries a
 //! decision: every round looks at the kernel, and a full round comes periodically whatever happens.
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use egress_common::abi::phase;
@@ -43,7 +46,7 @@ pub async fn run(settings: Settings, watched: Watched, input: Input, shadow: boo
         bail!(unfinished);
     }
     let mut subscription = Subscription::open()?;
-    let bpffs = settings.bpffs.clone();
+    let Settings { run_dir, bpffs } = settings.clone();
     let mut agent = Agent::start(settings, watched, input).await?;
     if shadow {
         agent.shadow()?;
@@ -85,7 +88,7 @@ pub async fn run(settings: Settings, watched: Watched, input: Input, shadow: boo
             },
             _ = look.tick() => agent.look().await,
             _ = resync.tick() => agent.resync().await,
-            _ = sweeping.tick() => agent.sweep(),
+            _ = sweeping.tick() => agent.sweep(&run_dir),
             () = agent.health.changed() => agent.round().await,
             () = sleep_until_some(wake) => {}
             () = sleep_until_some(agent.retry.at()) => agent.resync().await,
@@ -193,13 +196,27 @@ impl Agent {
         }
     }
 
-    fn sweep(&mut self) {
+    fn sweep(&mut self, run_dir: &Path) {
         match sweep(&mut self.maps) {
-            Ok(swept) if swept.removed > 0 => {
-                info!("removed {} expired flows, {} are left", swept.removed, swept.live);
+            Ok(swept) => {
+                if swept.removed > 0 {
+                    info!("removed {} expired flows, {} are left", swept.removed, swept.live);
+                }
+                if !swept.beyond_range
+                    && let Err(error) = release_ports(run_dir)
+                {
+                    warn!("release the ports of connections taken over: {error:#}");
+                }
             }
-            Ok(_) => {}
             Err(error) => warn!("sweep the flow tables: {error:#}"),
         }
+    }
+}
+
+/// The connections of masqueraded pods that a takeover brought have ended.
+fn release_ports(run_dir: &Path) -> Result<()> {
+    match Journal::read(run_dir)? {
+        Some(mut journal) => journal.release(run_dir),
+        None => Ok(()),
     }
 }

@@ -46,25 +46,15 @@ pub fn is_plain(entry: &Entry) -> bool {
 
 /// The flow of a plain connection, seen last at `now` (ticks).
 pub fn flow(entry: &Entry, tenant: Tenant, home: Home, tag: u32, now: u32) -> Flow {
-    let ports = |end: SocketAddrV4| match has_ports(entry.original.protocol) {
-        true => end.port().to_be_bytes(),
-        false => [0, 0],
-    };
-    let Ends { protocol, source, destination } = entry.original;
+    let protocol = entry.original.protocol;
     let (flags, reply_flags) = flags(entry);
     let life = |flags: u8| u64::from(now) << 32 | u64::from(flags);
     let Tenant { vnid, slot } = tenant;
     let Home { node, ifindex, gateway_mac } = home;
-    let key = OriginalKey {
-        pod: source.ip().octets(),
-        remote: destination.ip().octets(),
-        pod_port: ports(source),
-        remote_port: ports(destination),
-        vnid_protocol: vnid << 8 | u32::from(protocol),
-    };
+    let key = key(entry, vnid);
     let original = OriginalRecord {
         egress_ip: entry.seen_as.ip().octets(),
-        egress_port: ports(entry.seen_as),
+        egress_port: port_of(protocol, entry.seen_as),
         shares: 0,
         // Of no generation: it is looked up with the first packet.
         hop: [0, 0],
@@ -100,8 +90,23 @@ pub fn flow(entry: &Entry, tenant: Tenant, home: Home, tag: u32, now: u32) -> Fl
     Flow { original: (key, original), reply: (reply_key, reply) }
 }
 
-fn has_ports(of_protocol: u8) -> bool {
-    protocol::has_ports(of_protocol)
+/// By what a plain connection of this VNID is found.
+pub fn key(entry: &Entry, vnid: u32) -> OriginalKey {
+    let Ends { protocol, source, destination } = entry.original;
+    OriginalKey {
+        pod: source.ip().octets(),
+        remote: destination.ip().octets(),
+        pod_port: port_of(protocol, source),
+        remote_port: port_of(protocol, destination),
+        vnid_protocol: vnid << 8 | u32::from(protocol),
+    }
+}
+
+fn port_of(of_protocol: u8, end: SocketAddrV4) -> [u8; 2] {
+    match protocol::has_ports(of_protocol) {
+        true => end.port().to_be_bytes(),
+        false => [0, 0],
+    }
 }
 
 fn pod_mac([a, b, c, d]: [u8; 4]) -> [u8; 6] {

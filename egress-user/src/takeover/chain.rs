@@ -1,4 +1,5 @@
-//! The tenants' rules: which to remove, which to put back. Pure.
+//! The tenants' rules: which to remove, which to put back; and the one that masquerades pods: it is
+//! narrowed to the interfaces that the programs are not on. Pure.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -14,6 +15,35 @@ use crate::{
 /// The tenants' rules of a node.
 pub fn tenants(rules: &[Rule]) -> Vec<Noted> {
     rules.iter().filter(|rule| rule.meaning().is_tenants()).map(noted).collect()
+}
+
+/// The rules that masquerade what no tenant's rule took.
+pub fn pods(rules: &[Rule]) -> Vec<Noted> {
+    let masquerades =
+        |rule: &&Rule| rule.chain == MASQUERADE && matches!(rule.meaning(), Meaning::PodNetwork(_));
+    rules.iter().filter(masquerades).map(noted).collect()
+}
+
+/// The lines that leave these only what does not leave by the uplink. Whoever put the whole rule
+/// beside the narrowed one again finds it removed.
+pub fn narrowings(held: &[Rule], uplink: &str) -> Vec<String> {
+    let narrowed: BTreeSet<String> = held.iter().filter_map(whole).collect();
+    let lines = pods(held).into_iter().map(|Noted { chain, place, spec, .. }| {
+        match narrowed.contains(&spec) {
+            true => format!("-D {chain} {spec}"),
+            false => format!("-R {chain} {place} ! -o {uplink} {spec}"),
+        }
+    });
+    lines.collect()
+}
+
+/// What a narrowed rule was before.
+fn whole(rule: &Rule) -> Option<String> {
+    let at = rule.words.iter().position(|word| word == "!")?;
+    let exception = rule.words.get(at..at + 3)?;
+    (exception[1] == "-o").then_some(())?;
+    let words = [&rule.words[..at], &rule.words[at + 3..]].concat();
+    Some(Rule { words, ..rule.clone() }.spec())
 }
 
 fn noted(rule: &Rule) -> Noted {
@@ -38,7 +68,14 @@ pub fn restorations(
     let wanted = hosted(plan);
     let there: BTreeSet<(&str, String)> =
         held.iter().map(|rule| (rule.chain.as_str(), rule.spec())).collect();
-    let mut lines = Vec::new();
+    // In its place, before other rules move it.
+    let mut lines: Vec<String> = held
+        .iter()
+        .filter_map(|rule| {
+            let spec = whole(rule).filter(|spec| noted.iter().any(|note| note.spec == *spec))?;
+            Some(format!("-R {} {} {spec}", rule.chain, rule.place))
+        })
+        .collect();
     let mut covered = BTreeSet::new();
     for note in noted {
         let Noted { chain, place, spec, .. } = note;
@@ -157,6 +194,26 @@ COMMIT
             ["-I OPENSHIFT-MASQUERADE 2", "-I OPENSHIFT-MASQUERADE 3", "-I OPENSHIFT-MASQUERADE 4"]
         );
         assert_eq!(restorations(&rules, &noted, &plan, &networks()), [""; 0], "all is there");
+    }
+
+    #[test]
+    fn pods_are_masqueraded_by_other_interfaces_alone_until_the_rule_is_whole_again() {
+        let rules = parse(SAVED);
+        let pods = pods(&rules);
+        let lines = narrowings(&rules, "ens18");
+        let comment = "-m comment --comment \"masquerade pod-to-external traffic\"";
+        let jump = format!("{comment} -j OPENSHIFT-MASQUERADE-2");
+        let whole = format!("-s 10.128.0.0/14 {jump}");
+        assert_eq!(lines, [format!("-R OPENSHIFT-MASQUERADE 5 ! -o ens18 {whole}")]);
+        // As iptables-save prints it, in another order of its words.
+        let narrowed = format!("-A OPENSHIFT-MASQUERADE -s 10.128.0.0/14 ! -o ens18 {jump}\n");
+        let held = parse(&format!("*nat\n{narrowed}COMMIT\n"));
+        assert_eq!(narrowings(&held, "ens18"), [""; 0], "once is enough");
+        let back = restorations(&held, &pods, &plan(&[]), &networks());
+        assert_eq!(back, [format!("-R OPENSHIFT-MASQUERADE 1 {whole}")]);
+        assert_eq!(restorations(&held, &[], &plan(&[]), &networks()), [""; 0], "somebody else's");
+        let both = parse(&format!("*nat\n{narrowed}-A OPENSHIFT-MASQUERADE {whole}\nCOMMIT\n"));
+        assert_eq!(narrowings(&both, "ens18"), [format!("-D OPENSHIFT-MASQUERADE {whole}")]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! It holds the rules that were removed, for the way back, as long as the node is ours.
 use std::{
+    collections::BTreeSet,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -10,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::reserved_ports;
 
 const NAME: &str = "takeover.json";
 
@@ -19,6 +22,9 @@ pub struct Journal {
     pub step: Step,
     /// The tenants' rules that the node had, in their order.
     pub rules: Vec<Noted>,
+    /// Ports that were reserved for the connections of masqueraded pods, while these live.
+    #[serde(default)]
+    pub reserved: BTreeSet<u16>,
 }
 
 /// A rule of the node's.
@@ -91,6 +97,28 @@ impl Journal {
         fs::write(&new, serde_json::to_string_pretty(self)?).with_context(what)?;
         fs::File::open(&new).and_then(|file| file.sync_all()).with_context(what)?;
         fs::rename(&new, &path).with_context(what)
+    }
+
+    /// Keeps the node's own sockets off these ports.
+    pub fn reserve(&mut self, run_dir: &Path, ports: &BTreeSet<u16>) -> Result<()> {
+        // What comes on top is in the file before the kernel has it.
+        let before = self.reserved.clone();
+        let added = reserved_ports::missing(ports)?;
+        self.reserved.extend(&added);
+        if self.reserved != before {
+            self.write(run_dir)?;
+        }
+        reserved_ports::add(&added)
+    }
+
+    /// Lets the node have them again.
+    pub fn release(&mut self, run_dir: &Path) -> Result<()> {
+        if self.reserved.is_empty() {
+            return Ok(());
+        }
+        reserved_ports::remove(&self.reserved)?;
+        self.reserved.clear();
+        self.write(run_dir)
     }
 
     pub fn remove(run_dir: &Path) -> Result<()> {

@@ -192,6 +192,7 @@ impl Passage {
         strays::reconcile(None).await?;
         let removed = bpf::remove_pins(bpffs)?;
         StatusFile::new(&self.run_dir).remove();
+        self.journal.release(&self.run_dir)?;
         Journal::remove(&self.run_dir)?;
         self.report.say(format!(
             "removed the programs and their maps ({} pins); the egress IPs stay on {}",

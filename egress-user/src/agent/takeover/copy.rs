@@ -1,11 +1,14 @@
-//! Which connections are tenants', where their pods are, and both halves of a flow in the tables.
+//! Which connections become flows, where their pods are, and both halves of a flow in the tables.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
 };
 
 use anyhow::Result;
-use egress_common::abi::{OriginalKey, OriginalRecord, ReplyKey};
+use egress_common::{
+    abi::{NO_VNID, OriginalKey, OriginalRecord, ReplyKey},
+    wire::protocol,
+};
 
 use super::super::{Agent, node, tables};
 use crate::{
@@ -13,6 +16,8 @@ use crate::{
     cidr::Cidr,
     conntrack::Entry,
     plan::Plan,
+    reconcile::maps,
+    sweep,
     takeover::adopt::{self, Home, Tenant},
 };
 
@@ -22,6 +27,9 @@ pub struct Ours<'a> {
     /// By egress IP.
     tenants: BTreeMap<Ipv4Addr, u32>,
     pods: BTreeSet<Cidr>,
+    services: BTreeSet<Cidr>,
+    /// The pods that are masqueraded here.
+    masqueraded: Option<Cidr>,
 }
 
 impl<'a> Ours<'a> {
@@ -35,8 +43,28 @@ impl<'a> Ours<'a> {
                 Some((*ip, policy.vnid))
             })
             .collect();
-        let (pods, _) = tables::networks(&agent.config, &agent.objects, &agent.uplinks)?;
-        Ok(Self { agent, tenants, pods })
+        let (pods, services) = tables::networks(&agent.config, &agent.objects, &agent.uplinks)?;
+        let own = agent.objects.host_subnets.get(&agent.identity.name);
+        let masqueraded = own.filter(|_| agent.config.masquerade).map(|own| own.subnet);
+        Ok(Self { agent, tenants, pods, services, masqueraded })
+    }
+
+    /// Whose flow a connection becomes; `None`: it stays the node's.
+    pub fn owner(&self, entry: &Entry) -> Option<Tenant> {
+        self.tenant(entry).or_else(|| {
+            let slot = self.agent.maps.masquerade_slot();
+            self.is_masqueraded(entry).then_some(Tenant { vnid: NO_VNID, slot })
+        })
+    }
+
+    /// What is translated at its destination too is kube-proxy's.
+    pub fn is_masqueraded(&self, entry: &Entry) -> bool {
+        let remote = *entry.remote.ip();
+        let mut untouched = self.pods.iter().chain(&self.services);
+        self.masqueraded.is_some_and(|own| own.contains(*entry.original.source.ip()))
+            && *entry.seen_as.ip() == self.agent.identity.ip
+            && adopt::is_plain(entry)
+            && !untouched.any(|network| network.contains(remote))
     }
 
     pub fn tenant(&self, entry: &Entry) -> Option<Tenant> {
@@ -100,6 +128,27 @@ pub fn enter(maps: &mut Maps, flow: &adopt::Flow) -> Result<()> {
     maps.flows_reply.insert(Plain(reply_key), Plain(reply), 0)?;
     maps.flows_original.insert(Plain(key), Plain(original), 0)?;
     Ok(())
+}
+
+/// Replies to these flows of masqueraded pods are looked up from now on. Returns their ports that are
+/// not in the range of new ones.
+pub fn widen<'a>(
+    maps: &mut Maps,
+    flows: impl Iterator<Item = &'a adopt::Flow>,
+) -> Result<BTreeSet<u16>> {
+    let mut config = maps::settings(maps)?;
+    let slot = maps.masquerade_slot();
+    let mut beyond = BTreeSet::new();
+    for adopt::Flow { original: (key, original), .. } in flows {
+        let port = original.egress_port;
+        let is_ours = original.slot == slot && protocol::has_ports(key.protocol());
+        if is_ours && !config.masquerade_ports.contains(port) {
+            config.masqueraded_ports = config.masqueraded_ports.joined(sweep::port_alone(port));
+            beyond.insert(u16::from_be_bytes(port));
+        }
+    }
+    maps::configure(maps, &config)?;
+    Ok(beyond)
 }
 
 /// A number of the flow's own; 0 is no flow's.
