@@ -32,6 +32,8 @@ pub enum Change {
     One,
     /// All VNIDs get theirs at once.
     All,
+    /// As one, in a cluster of 10,000 namespaces and 500 nodes with 5,000 egress IPs.
+    Cluster,
 }
 
 /// One row of the report.
@@ -49,6 +51,7 @@ impl Task {
         let what = match change {
             Change::One => "one-beside",
             Change::All => "all",
+            Change::Cluster => "one-in-a-cluster-beside",
         };
         Self { name: format!("control/{what}-{vnids}"), change, vnids, repeats }
     }
@@ -77,7 +80,7 @@ enum Means {
 }
 
 impl Means {
-    fn all(builds: &Builds) -> Vec<Self> {
+    fn all(builds: &Builds, task: &Task) -> Vec<Self> {
         let mut all = vec![
             Self::Calls(Iptables::legacy()),
             Self::Restore(Iptables::legacy()),
@@ -85,12 +88,12 @@ impl Means {
             Self::Restore(Iptables::nft()),
             Self::Map,
         ];
-        all.extend(
-            builds
-                .egress
-                .clone()
-                .map(|binary| Self::Agent(Box::new(Agent::new(binary, DataPath::Tc, "")))),
-        );
+        all.extend(builds.egress.clone().map(|binary| {
+            let agent = Agent::new(binary, DataPath::Tc, "");
+            let in_cluster = task.change == Change::Cluster;
+            Self::Agent(Box::new(if in_cluster { agent.in_cluster() } else { agent }))
+        }));
+        all.retain(|means| means.fits(task));
         all
     }
 
@@ -105,7 +108,7 @@ impl Means {
 
     /// A thousand calls take as long as they take; ten thousand take minutes and say no more.
     fn fits(&self, task: &Task) -> bool {
-        !matches!(self, Self::Calls(_)) || task.change == Change::One || task.vnids <= 1_000
+        !matches!(self, Self::Calls(_)) || task.change != Change::All || task.vnids <= 1_000
     }
 
     /// A thousand calls average themselves.
@@ -133,50 +136,72 @@ impl Means {
         }
     }
 
-    /// Gives the VNIDs `known..all` their egress IPs.
-    fn change(&mut self, rig: &Rig, known: u32, all: u32) -> Result<()> {
-        match self {
-            Self::Calls(iptables) => (known..all).try_for_each(|number| {
+    /// All that is to say so that the VNIDs `known..all` get their egress IPs.
+    fn prepare(&self, known: u32, all: u32) -> Result<Prepared> {
+        Ok(match self {
+            Self::Calls(iptables) => {
                 let program = iptables.name();
-                let rule = snat_rule(number);
-                let mut command = vec![program.as_str(), "--wait", "-t", "nat"];
-                command.extend(rule.split(' '));
-                rig.node.run(&command).map(drop)
-            }),
+                let head = [program.as_str(), "--wait", "-t", "nat"].map(str::to_owned);
+                let words = |number| snat_rule(number).split(' ').map(str::to_owned).collect();
+                let call = |number| [head.to_vec(), words(number)].concat();
+                Prepared::Calls((known..all).map(|number| (call(number), String::new())).collect())
+            }
             Self::Restore(iptables) => {
                 let rules: Vec<String> = (known..all).map(snat_rule).collect();
                 let input = format!("*nat\n{}\nCOMMIT\n", rules.join("\n"));
                 let program = format!("{}-restore", iptables.name());
-                rig.node.run_with_input(&[&program, "--wait", "--noflush"], &input).map(drop)
+                let call = [program.as_str(), "--wait", "--noflush"].map(str::to_owned);
+                Prepared::Calls(vec![(call.to_vec(), input)])
             }
             Self::Map => {
                 let elements: Vec<String> = (known..all)
                     .map(|number| format!("{:#x} : {}", vnid(number), egress_ip(number)))
                     .collect();
                 let line = format!("add element ip egress egress {{ {} }}", elements.join(", "));
-                rig.node.run_with_input(&["nft", "-f", "-"], &line).map(drop)
+                let call = ["nft", "-f", "-"].map(str::to_owned);
+                Prepared::Calls(vec![(call.to_vec(), line)])
             }
-            Self::Agent(agent) => agent.set_objects(all),
+            Self::Agent(agent) => {
+                agent.write_objects(all)?;
+                Prepared::Objects
+            }
+        })
+    }
+
+    fn change(&self, rig: &mut Rig, prepared: &Prepared) -> Result<()> {
+        match (self, prepared) {
+            (Self::Agent(agent), _) => agent.change_objects(),
+            (_, Prepared::Calls(calls)) => calls.iter().try_for_each(|(words, input)| {
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                rig.node.run_with_input(&words, input).map(drop)
+            }),
+            (_, Prepared::Objects) => Ok(()),
         }
     }
 }
 
+/// A change that only has to be made.
+enum Prepared {
+    /// Words and standard input of each call.
+    Calls(Vec<(Vec<String>, String)>),
+    /// The file of objects lies beside the one in force.
+    Objects,
+}
+
 /// What all tasks take by all means.
 pub fn planned(tasks: &[Task], builds: &Builds) -> Duration {
-    let means = Means::all(builds);
-    let of = |task| means.iter().filter(|means| means.fits(task)).count() as u32;
-    tasks.iter().map(|task| estimate::changing(task) * of(task)).sum()
+    tasks.iter().map(|task| estimate::changing(task) * Means::all(builds, task).len() as u32).sum()
 }
 
 /// Measures each task by all means.
 pub fn run(tasks: &[Task], builds: &Builds, progress: &mut Progress) -> Vec<Line> {
     let mut lines = Vec::new();
     for task in tasks {
-        for mut means in Means::all(builds).into_iter().filter(|means| means.fits(task)) {
+        for mut means in Means::all(builds, task) {
             let name = means.name();
             progress.step(&format!("{}: {name}", task.name), estimate::changing(task));
             let times = match task.change {
-                Change::One => one_by_one(&mut means, task),
+                Change::One | Change::Cluster => one_by_one(&mut means, task),
                 Change::All => {
                     (0..means.repeats(task)).map(|_| all_at_once(&mut means, task)).collect()
                 }
@@ -218,13 +243,14 @@ fn installed(means: &mut Means, known: u32) -> Result<Rig> {
 }
 
 /// From `known` to `all` VNIDs, until the last one's packets have changed.
-fn measure(means: &mut Means, rig: &mut Rig, known: u32, all: u32) -> Result<f64> {
+fn measure(means: &Means, rig: &mut Rig, known: u32, all: u32) -> Result<f64> {
     let mut workload = Workload::new("control", Entry::Tunnel, Flows::New, all).last_vnid();
     workload.batch = 1;
     rig.arm(&workload, frame::rule(&workload, Expect::Translated)?)?;
     ensure!(!probe(rig, &workload)?, "the VNID had its egress IP before the change");
+    let prepared = means.prepare(known, all)?;
     let started = Instant::now();
-    means.change(rig, known, all)?;
+    means.change(rig, &prepared)?;
     while !probe(rig, &workload)? {
         ensure!(started.elapsed() < PATIENCE, "the change has not shown in {PATIENCE:?}");
         thread::sleep(Duration::from_micros(200));

@@ -46,6 +46,7 @@ pub fn changing(task: &Task) -> Duration {
     let each = Duration::from_millis(500) + Duration::from_micros(400) * task.vnids;
     match task.change {
         Change::One => each,
+        Change::Cluster => each + Duration::from_secs(5),
         Change::All => each * task.repeats,
     }
 }

@@ -74,7 +74,9 @@ impl Level {
         let ones = sizes.iter().map(|vnids| Task::new(Change::One, *vnids, repeats));
         // A thousand calls of iptables do not fit into two minutes.
         let alls = sizes.iter().filter(|_| self != Self::Quick);
-        ones.chain(alls.map(|vnids| Task::new(Change::All, *vnids, repeats))).collect()
+        let cluster = (self != Self::Quick).then(|| Task::new(Change::Cluster, 10, 10));
+        let alls = alls.map(|vnids| Task::new(Change::All, *vnids, repeats));
+        ones.chain(alls).chain(cluster).collect()
     }
 
     /// The workloads, those with the same rigs beside each other.

@@ -72,6 +72,8 @@ pub struct Agent {
     enclosure: Option<Enclosure>,
     /// The most flows that its table holds by now.
     flows: u32,
+    /// Among many nodes and namespaces that do not concern it.
+    in_cluster: bool,
 }
 
 struct Running {
@@ -81,19 +83,36 @@ struct Running {
 
 impl Agent {
     pub fn new(binary: PathBuf, data_path: DataPath, suffix: &'static str) -> Self {
-        Self { binary, data_path, suffix, running: None, enclosure: None, flows: 0 }
+        Self {
+            binary,
+            data_path,
+            suffix,
+            running: None,
+            enclosure: None,
+            flows: 0,
+            in_cluster: false,
+        }
+    }
+
+    /// One node of a large cluster.
+    pub fn in_cluster(self) -> Self {
+        Self { in_cluster: true, ..self }
     }
 
     fn start(&mut self, rig: &Rig) -> Result<()> {
+        // Every JSON document is a YAML document.
+        let Setting { policies, masquerade, .. } = rig.setting;
+        let mut config = agent_config(self.data_path, policies, masquerade);
+        if self.in_cluster {
+            // The other nodes are not there to answer.
+            config["health"] = json!({"interval": "0s"});
+        }
+        let (config, objects) = (config.to_string(), self.objects(policies, masquerade));
         let enclosure = match self.enclosure.take() {
             Some(enclosure) => enclosure,
             None => Enclosure::new(&rig.node)?,
         };
         let enclosure = self.enclosure.insert(enclosure);
-        // Every JSON document is a YAML document.
-        let Setting { policies, masquerade, .. } = rig.setting;
-        let config = agent_config(self.data_path, policies, masquerade).to_string();
-        let objects = objects(policies, masquerade).to_string();
         let log = enclosure.inside(move || -> Result<File> {
             fs::write(CONFIG, config).with_context(|| format!("write {CONFIG}"))?;
             fs::write(OBJECTS, objects).with_context(|| format!("write {OBJECTS}"))?;
@@ -113,14 +132,32 @@ impl Agent {
         Ok(())
     }
 
-    /// Replaces the objects by those of so many VNIDs, in one move; the agent notices by itself.
-    pub fn set_objects(&self, policies: u32) -> Result<()> {
-        let enclosure = self.enclosure.as_ref().context("an agent without an enclosure")?;
-        let objects = objects(policies, false).to_string();
-        enclosure.inside(move || {
-            fs::write(NEXT_OBJECTS, objects).with_context(|| format!("write {NEXT_OBJECTS}"))?;
+    /// Writes the objects of so many VNIDs beside those in force.
+    pub fn write_objects(&self, policies: u32) -> Result<()> {
+        let objects = self.objects(policies, false);
+        self.inside(move || {
+            fs::write(NEXT_OBJECTS, objects).with_context(|| format!("write {NEXT_OBJECTS}"))
+        })
+    }
+
+    /// Puts what was written last into force, in one move; the agent notices by itself.
+    pub fn change_objects(&self) -> Result<()> {
+        self.inside(|| {
             fs::rename(NEXT_OBJECTS, OBJECTS).with_context(|| format!("replace {OBJECTS}"))
-        })?
+        })
+    }
+
+    fn inside(&self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.enclosure.as_ref().context("an agent without an enclosure")?.inside(work)?
+    }
+
+    fn objects(&self, policies: u32, masquerade: bool) -> String {
+        let mut objects = objects(policies, masquerade);
+        if self.in_cluster {
+            let items = objects["items"].as_array_mut().expect("a list has items");
+            items.extend(rest_of_the_cluster());
+        }
+        objects.to_string()
     }
 
     /// Bytes of all maps that the agent holds open, as the kernel counts them.
@@ -336,17 +373,6 @@ fn agent_config(data_path: DataPath, policies: u32, masquerade: bool) -> Value {
 /// What `oc get -o yaml` would print: two nodes, and a namespace for each VNID. Pods that are
 /// masqueraded are this node's.
 fn objects(policies: u32, masquerade: bool) -> Value {
-    let host_subnet = |name: &str, ip: [u8; 4], subnet: &str, egress_ips: Vec<String>| {
-        json!({
-            "apiVersion": "network.openshift.io/v1",
-            "kind": "HostSubnet",
-            "metadata": {"name": name, "uid": format!("uid-{name}")},
-            "host": name,
-            "hostIP": dotted(ip),
-            "subnet": subnet,
-            "egressIPs": egress_ips,
-        })
-    };
     let (here, there) = ("10.128.0.0/23", "10.130.0.0/15");
     if masquerade {
         let nodes = [
@@ -360,16 +386,47 @@ fn objects(policies: u32, masquerade: bool) -> Value {
         host_subnet("node-b", NODE, here, (0..hosted).map(egress_ip).collect()),
         host_subnet("node-a", SOURCE_NODE, there, (hosted..policies).map(egress_ip).collect()),
     ];
-    items.extend((0..policies).map(|number| {
-        let name = format!("tenant-{number}");
-        json!({
-            "apiVersion": "network.openshift.io/v1",
-            "kind": "NetNamespace",
-            "metadata": {"name": name},
-            "netname": name,
-            "netid": vnid(number),
-            "egressIPs": [egress_ip(number)],
-        })
-    }));
+    items.extend((0..policies).map(|number| net_namespace(number, &[egress_ip(number)])));
     json!({"apiVersion": "v1", "kind": "List", "items": items})
+}
+
+fn host_subnet(name: &str, ip: [u8; 4], subnet: &str, egress_ips: Vec<String>) -> Value {
+    json!({
+        "apiVersion": "network.openshift.io/v1",
+        "kind": "HostSubnet",
+        "metadata": {"name": name, "uid": format!("uid-{name}")},
+        "host": name,
+        "hostIP": dotted(ip),
+        "subnet": subnet,
+        "egressIPs": egress_ips,
+    })
+}
+
+fn net_namespace(number: u32, egress_ips: &[String]) -> Value {
+    let name = format!("tenant-{number}");
+    json!({
+        "apiVersion": "network.openshift.io/v1",
+        "kind": "NetNamespace",
+        "metadata": {"name": name},
+        "netname": name,
+        "netid": vnid(number),
+        "egressIPs": egress_ips,
+    })
+}
+
+/// 500 other nodes with ten egress IPs each, for every other one of 10,000 namespaces.
+fn rest_of_the_cluster() -> Vec<Value> {
+    const FIRST: u32 = 100_000;
+    const NODES: u32 = 500;
+    let node = |number: u32| {
+        let egress_ips = (0..10).map(|at| egress_ip(FIRST + (at * NODES + number) * 2)).collect();
+        let [_, _, high, low] = number.to_be_bytes();
+        let subnet = format!("10.129.{}.{}/25", number / 2, number % 2 * 128);
+        host_subnet(&format!("node-{number}"), [100, 64, 1 + high, low], &subnet, egress_ips)
+    };
+    let namespace = |number: u32| match number % 2 {
+        0 => net_namespace(FIRST + number, &[egress_ip(FIRST + number)]),
+        _ => net_namespace(FIRST + number, &[]),
+    };
+    (0..NODES).map(node).chain((0..10_000).map(namespace)).collect()
 }
