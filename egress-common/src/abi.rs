@@ -19,7 +19,7 @@ pub use path::*;
 pub use slot::*;
 
 /// Raised with every change of a layout in this module.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// A tick is 2^27 ns: a shift turns the clock into ticks, no division needed.
 pub const TICK_SHIFT: u32 = 27;

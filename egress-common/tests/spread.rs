@@ -1,9 +1,12 @@
 //! Over which egress nodes a tenant's flows are spread, and what moves when a node goes or comes.
-use std::collections::BTreeMap;
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+};
 
 use egress_common::{
-    spread::{EgressNodes, MAX_EGRESS_NODES},
-    wire::{Packet, protocol},
+    spread::{EgressNodes, FlowKey, MAX_EGRESS_NODES, Way, Ways},
+    wire::{Packet, protocol, tcp},
 };
 
 const POD: [u8; 4] = [10, 130, 0, 7];
@@ -11,7 +14,27 @@ const REMOTE: [u8; 4] = [198, 51, 100, 10];
 const FLOWS: u16 = 10_000;
 
 /// The beginning of an IPv4 packet.
-struct Bytes([u8; 24]);
+#[derive(Clone, Copy)]
+struct Bytes([u8; 34]);
+
+/// Ways that nobody forgets.
+#[derive(Default)]
+struct Table(RefCell<HashMap<FlowKey, Way>>);
+
+impl Ways for Table {
+    fn way(&self, flow: &FlowKey) -> Option<Way> {
+        self.0.borrow().get(flow).copied()
+    }
+
+    fn keep(&self, flow: &FlowKey, way: Way) {
+        self.0.borrow_mut().insert(*flow, way);
+    }
+}
+
+/// By the hash alone.
+fn hashed(nodes: &EgressNodes, packet: &impl Packet) -> Option<[u8; 4]> {
+    nodes.node_for(packet, &Table::default(), 0)
+}
 
 impl Packet for Bytes {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
@@ -25,8 +48,8 @@ impl Packet for Bytes {
 
 /// `fragment`: flags and offset as they stand in the header.
 fn packet(number: u8, pod: [u8; 4], ports: [u16; 2], fragment: u16) -> Bytes {
-    let mut bytes = [0; 24];
-    (bytes[0], bytes[3], bytes[9]) = (0x45, 24, number);
+    let mut bytes = [0; 34];
+    (bytes[0], bytes[3], bytes[9]) = (0x45, 34, number);
     bytes[6..8].copy_from_slice(&fragment.to_be_bytes());
     bytes[12..16].copy_from_slice(&pod);
     bytes[16..20].copy_from_slice(&REMOTE);
@@ -45,7 +68,7 @@ fn spread_over(numbers: &[u8]) -> EgressNodes {
 
 /// Where TCP flows of one pod to one server go, by the pod's port.
 fn ways(nodes: &EgressNodes) -> Vec<[u8; 4]> {
-    let flow = |port| nodes.node_for(&packet(protocol::TCP, POD, [port, 443], 0));
+    let flow = |port| hashed(nodes, &packet(protocol::TCP, POD, [port, 443], 0));
     (0..FLOWS).filter_map(flow).collect()
 }
 
@@ -87,7 +110,7 @@ fn without_a_node_there_is_no_way() {
 #[test]
 fn what_is_not_tcp_goes_by_its_addresses() {
     let nodes = spread_over(&[2, 3, 4, 5]);
-    let way = |number, ports, fragment| nodes.node_for(&packet(number, POD, ports, fragment));
+    let way = |number, ports, fragment| hashed(&nodes, &packet(number, POD, ports, fragment));
     let whole = way(protocol::UDP, [5000, 53], 0);
     for other in [
         way(protocol::UDP, [5000, 53], 0x2000),
@@ -104,7 +127,7 @@ fn what_is_not_tcp_goes_by_its_addresses() {
 #[test]
 fn by_pod_all_of_a_pods_packets_go_to_one_node() {
     let nodes = EgressNodes::of([2, 3, 4].map(node), true, 0);
-    let way = |pod, port| nodes.node_for(&packet(protocol::TCP, pod, [port, 443], 0));
+    let way = |pod, port| hashed(&nodes, &packet(protocol::TCP, pod, [port, 443], 0));
     assert!((0..FLOWS).all(|port| way(POD, port) == way(POD, 0)));
     let pods: Vec<_> = (0..100).map(|pod| way([10, 130, 1, pod], 1)).collect();
     assert!([2, 3, 4].iter().all(|number| pods.contains(&Some(node(*number)))));
@@ -137,5 +160,75 @@ fn a_packet_cut_short_has_no_way() {
             20
         }
     }
-    assert_eq!(spread_over(&[2, 3]).node_for(&Short), None);
+    assert_eq!(hashed(&spread_over(&[2, 3]), &Short), None);
+}
+
+fn segment(port: u16, flags: u8) -> Bytes {
+    let mut segment = packet(protocol::TCP, POD, [port, 443], 0);
+    segment.0[33] = flags;
+    segment
+}
+
+#[test]
+fn a_connection_stays_when_a_node_comes_and_a_new_one_of_its_ports_need_not() {
+    let ways = Table::default();
+    let (few, all) = (spread_over(&[2, 3]), spread_over(&[2, 3, 4]));
+    let go = |nodes: &EgressNodes, port, flags| nodes.node_for(&segment(port, flags), &ways, 0);
+    let before: Vec<_> = (0..FLOWS).map(|port| go(&few, port, tcp::SYN)).collect();
+    let after: Vec<_> = (0..FLOWS).map(|port| go(&all, port, tcp::ACK)).collect();
+    assert_eq!(before, after);
+    let again: Vec<_> = (0..FLOWS).map(|port| go(&all, port, tcp::SYN)).collect();
+    assert!(again.contains(&Some(node(4))));
+    let rest: Vec<_> = (0..FLOWS).map(|port| go(&all, port, tcp::ACK)).collect();
+    assert_eq!(again, rest);
+}
+
+#[test]
+fn of_a_tenant_with_one_egress_ip_nothing_is_kept() {
+    let ways = Table::default();
+    let alone = EgressNodes { keeps: 0, ..spread_over(&[2]) };
+    assert_eq!(alone.node_for(&segment(1, tcp::SYN), &ways, 0), Some(node(2)));
+    assert!(ways.0.borrow().is_empty());
+}
+
+#[test]
+fn a_drained_node_keeps_what_it_has_and_gets_nothing_new() {
+    let ways = Table::default();
+    let all = spread_over(&[2, 3]);
+    let drained = EgressNodes::of([node(2)], false, 0).and_drained([node(3)]);
+    let go = |nodes: &EgressNodes, port, flags| nodes.node_for(&segment(port, flags), &ways, 0);
+    let before: Vec<_> = (0..FLOWS).map(|port| go(&all, port, tcp::SYN)).collect();
+    assert!(before.contains(&Some(node(3))));
+    assert_eq!((0..FLOWS).map(|port| go(&drained, port, 0)).collect::<Vec<_>>(), before);
+    let new = |port| go(&drained, port, tcp::SYN) == Some(node(2));
+    assert!((0..FLOWS).all(new));
+    // One that the table has forgotten may be of either.
+    assert_eq!(hashed(&drained, &segment(1, tcp::ACK)), hashed(&all, &segment(1, tcp::ACK)));
+    let alone = spread_over(&[]).and_drained([node(2), node(3)]);
+    assert_eq!(self::ways(&alone), self::ways(&all), "all that there are");
+}
+
+#[test]
+fn a_way_whose_node_is_gone_is_chosen_again_and_kept() {
+    let ways = Table::default();
+    let go = |nodes: &[u8], port| spread_over(nodes).node_for(&segment(port, tcp::ACK), &ways, 0);
+    let port = (0..FLOWS).find(|port| go(&[2, 3], *port) == Some(node(3))).unwrap();
+    assert_eq!(go(&[2, 4], port).filter(|way| *way != node(3)), go(&[2, 4], port));
+    assert_eq!(go(&[2, 3, 4], port), go(&[2, 4], port), "the return is quiet");
+}
+
+#[test]
+fn what_has_no_beginning_may_move_after_five_quiet_minutes() {
+    const MINUTES_5: u32 = 2235;
+    let ways = Table::default();
+    let datagram = packet(protocol::UDP, POD, [5000, 53], 0);
+    let go = |nodes: &[u8], now| spread_over(nodes).node_for(&datagram, &ways, now);
+    let kept = go(&[2], 10);
+    assert_eq!(kept, Some(node(2)));
+    let others: Vec<u8> = (2..16).collect();
+    assert_eq!(go(&others, 10 + MINUTES_5 - 1), kept);
+    assert_eq!(go(&others, 10 + 2 * MINUTES_5 - 2), kept, "it was not quiet");
+    let fresh = hashed(&spread_over(&others), &datagram);
+    assert_ne!(fresh, kept, "the test needs another node");
+    assert_eq!(go(&others, 10 + 3 * MINUTES_5), fresh);
 }

@@ -5,8 +5,18 @@
 //! What is not sent on from here goes the way of the gateway device: translated where the egress IP
 //! lives on this node, dropped where the tenant has none. So a tenant with a policy never takes the
 //! node's normal way out.
-use aya_ebpf::{macros::map, maps::HashMap, programs::TcContext};
-use egress_common::{abi::Path, mark::mark, reason::Reason, spread::EgressNodes, tables::Tables};
+use aya_ebpf::{
+    macros::map,
+    maps::{HashMap, LruHashMap},
+    programs::TcContext,
+};
+use egress_common::{
+    abi::Path,
+    mark::mark,
+    reason::Reason,
+    spread::{EgressNodes, FlowKey, Way, Ways},
+    tables::Tables,
+};
 
 use crate::{
     hooks,
@@ -20,6 +30,9 @@ static POD_DEVICES: HashMap<u32, u32> = HashMap::pinned(16384, 0);
 /// VNID to the nodes that host its egress IPs, where this one hosts none.
 #[map(name = "egress_nodes")]
 static EGRESS_NODES: HashMap<u32, EgressNodes> = HashMap::pinned(65536, 0);
+/// Which way the flows of tenants with several egress nodes have gone.
+#[map(name = "ways")]
+static WAYS: LruHashMap<FlowKey, Way> = LruHashMap::pinned(65536, 0);
 
 /// Where the source address stands in a frame, and the destination address.
 const SOURCE: usize = ETH_LEN + 12;
@@ -48,7 +61,7 @@ fn send_on(skb: &Skb) -> Result<i32, Reason> {
     if !skb.is_ipv4() {
         return Ok(NOT_SENT);
     }
-    skb.pull::<{ ETH_LEN + 60 }>();
+    skb.pull::<{ ETH_LEN + 60 + 20 }>();
     let source: [u8; 4] = skb.bytes(SOURCE).ok_or(Reason::Malformed)?;
     let destination: [u8; 4] = skb.bytes(DESTINATION).ok_or(Reason::Malformed)?;
     let Some(vnid) = vnid_of_device(skb.ifindex()).or_else(|| vnid_of_pod(source)) else {
@@ -74,7 +87,7 @@ fn send_on(skb: &Skb) -> Result<i32, Reason> {
     if config.tunnel == 0 {
         return Err(Reason::NoRoute);
     }
-    let node = nodes.node_for(&At::<ETH_LEN>(*skb)).ok_or(Reason::Malformed)?;
+    let node = nodes.node_for(&At::<ETH_LEN>(*skb), &Kept, maps.now()).ok_or(Reason::Malformed)?;
     skb.set_tunnel(vnid, node)?;
     skb.set_mark(0);
     count_path(Path::Source);
@@ -104,4 +117,21 @@ fn vnid_of_device(ifindex: u32) -> Option<u32> {
 fn egress_nodes(vnid: u32) -> Option<&'static EgressNodes> {
     // SAFETY: the element stays readable for the rest of the program, also when it is removed.
     unsafe { EGRESS_NODES.get(vnid) }
+}
+
+/// The map of ways.
+struct Kept;
+
+impl Ways for Kept {
+    #[inline(always)]
+    fn way(&self, flow: &FlowKey) -> Option<Way> {
+        // SAFETY: the value is copied; another CPU's write in between leaves one node or the other.
+        unsafe { WAYS.get(flow) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep(&self, flow: &FlowKey, way: Way) {
+        // One that is not kept goes by the hash.
+        let _ = WAYS.insert(flow, way, 0);
+    }
 }

@@ -2,7 +2,7 @@
 use std::{
     io::{Read as _, Write as _, copy},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
-    process::Command,
+    process::{Child, Command},
     sync::atomic::{AtomicU64, Ordering},
     thread,
 };
@@ -15,7 +15,7 @@ use egress_tests::{
         topology::UPLINK,
         trio::{EGRESS, SPREAD, SourceSide, TENANTS, Tenant, Trio},
     },
-    traffic::{PATIENCE, UdpServer},
+    traffic::{Download, PATIENCE, TcpServer, UdpServer, exchange_many},
 };
 use egress_user::ovs::Layout;
 
@@ -114,6 +114,14 @@ fn everywhere(agents: &[Gateway<'_>], arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+const DRAIN: [&str; 6] = ["drain", EGRESS[0], "--to", EGRESS[1], "-f", OBJECTS];
+
+/// With so much time that it does not end.
+fn begin_to_drain(agents: &[Gateway<'_>]) -> Result<Vec<Child>> {
+    let begin = |agent: &Gateway<'_>| agent.begin(&[&DRAIN[..], &["--for", "1h"]].concat());
+    agents.iter().map(begin).collect()
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_moved_egress_ip_keeps_its_tcp_connections() -> Result<()> {
@@ -148,11 +156,7 @@ fn a_drained_node_keeps_what_runs_for_a_time_and_gets_nothing_new() -> Result<()
     ensure!(before.contains(&here) && before.contains(&there), "{before:?}");
 
     // Killed before its time is over, it leaves a marked node.
-    let drain = ["drain", EGRESS[0], "--to", EGRESS[1], "-f", OBJECTS];
-    let mut drains = agents
-        .iter()
-        .map(|agent| agent.begin(&[&drain[..], &["--for", "1h"]].concat()))
-        .collect::<Result<Vec<_>>>()?;
+    let mut drains = begin_to_drain(&agents)?;
     wait_for("new flows to go elsewhere", || {
         Ok(remotes.seen(&remotes.sockets()?)?.iter().all(|ip| *ip == there))
     })?;
@@ -165,7 +169,7 @@ fn a_drained_node_keeps_what_runs_for_a_time_and_gets_nothing_new() -> Result<()
 
     // The spread tenant's other IP is there already, and cannot share a node with this one.
     for agent in &agents {
-        let output = agent.egress(&[&drain[..], &["--for", "0s"]].concat())?;
+        let output = agent.egress(&[&DRAIN[..], &["--for", "0s"]].concat())?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(said.contains("10.0.0.11 stays on node ocprouter01"), "{output:?}");
     }
@@ -177,5 +181,42 @@ fn a_drained_node_keeps_what_runs_for_a_time_and_gets_nothing_new() -> Result<()
 
     everywhere(&agents, &["undrain", EGRESS[0]])?;
     wait_for("new flows to come back", || Ok(remotes.seen(&remotes.sockets()?)?.contains(&here)))?;
+    no_leaks(&rig)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_open_vswitch_connections_stay_at_a_drained_node_and_none_begin_there() -> Result<()> {
+    let rig = Trio::up(SourceSide::Plain)?;
+    let agents = rig.agents("")?;
+    let pod = rig.netns(SPREAD_POD);
+    let server = TcpServer::start(rig.netns("far"), SPREAD.far())?;
+    let way = |id| server.peer(id).map(|peer| *peer.ip()).context("it never arrived");
+    let here = SPREAD.on(0).context("an egress IP on the first node")?;
+    let mut downloads = Vec::new();
+    for id in 0..40 {
+        let mut download = pod.run(|| Download::start(SPREAD.far(), id, 16 << 20))??;
+        download.read(1 << 20)?;
+        downloads.push(download);
+    }
+    let before: Vec<Ipv4Addr> = (0..40).map(way).collect::<Result<_>>()?;
+    ensure!(before.contains(&here), "{before:?}");
+    let mut next = 1000;
+    let mut new_ones = || -> Result<Vec<Ipv4Addr>> {
+        next += 32;
+        exchange_many(pod, SPREAD.far(), next..next + 32, 4, 64)?;
+        (next..next + 32).map(way).collect()
+    };
+    let drains = begin_to_drain(&agents)?;
+    wait_for("new connections to go elsewhere", || Ok(!new_ones()?.contains(&here)))?;
+    for download in downloads {
+        download.finish().with_context(|| agents[0].log())?;
+    }
+    for mut drain in drains {
+        drain.kill()?;
+        drain.wait()?;
+    }
+    everywhere(&agents, &["undrain", EGRESS[0]])?;
+    wait_for("new connections to come back", || Ok(new_ones()?.contains(&here)))?;
     no_leaks(&rig)
 }

@@ -9,7 +9,7 @@ use egress_common::{abi::MARKED_ONLY, spread::EgressNodes};
 use super::node::Devices;
 use crate::{
     config::{Affinity, AgentConfig},
-    model::Objects,
+    model::{HostSubnet, Objects},
     plan::{Plan, Policy},
     reconcile::sources::Desired,
 };
@@ -36,27 +36,39 @@ pub fn desired(
     }
 }
 
-/// Of each VNID that leaves from other nodes: those of all its usable egress IPs. A VNID with an
-/// egress IP here leaves here.
+/// Of each VNID that leaves from other nodes: those of all its usable egress IPs, the drained ones
+/// apart. A VNID with an egress IP here leaves here.
 fn egress_nodes(plan: &Plan, objects: &Objects, affinity: Affinity) -> BTreeMap<u32, EgressNodes> {
     let here: BTreeSet<Ipv4Addr> = plan.addresses.iter().map(|address| address.ip).collect();
-    let nodes: BTreeMap<Ipv4Addr, Ipv4Addr> = plan
+    let nodes: BTreeMap<Ipv4Addr, &HostSubnet> = plan
         .assignments
         .iter()
         .filter_map(|assignment| {
             let node = objects.host_subnets.get(&assignment.node)?;
-            Some((assignment.egress_ip, node.host_ip))
+            Some((assignment.egress_ip, node))
         })
+        .collect();
+    let namespaces = objects.net_namespaces.values();
+    let several: BTreeSet<u32> = namespaces
+        .filter(|namespace| namespace.egress_ips.len() > 1)
+        .map(|namespace| namespace.vnid)
         .collect();
     let mut ways = BTreeMap::new();
     for Policy { vnid, egress_ips, .. } in &plan.policies {
-        let hosts: BTreeSet<Ipv4Addr> =
-            egress_ips.iter().filter_map(|ip| nodes.get(ip)).copied().collect();
+        let hosts: BTreeSet<(Ipv4Addr, bool)> = egress_ips
+            .iter()
+            .filter_map(|ip| nodes.get(ip))
+            .map(|node| (node.host_ip, node.draining))
+            .collect();
         if hosts.is_empty() || egress_ips.iter().any(|ip| here.contains(ip)) {
             continue;
         }
-        let hosts = hosts.iter().map(Ipv4Addr::octets);
-        ways.insert(*vnid, EgressNodes::of(hosts, affinity == Affinity::Pod, *vnid));
+        let those = |drained| {
+            hosts.iter().filter(move |(_, is)| *is == drained).map(|(node, _)| node.octets())
+        };
+        let fresh = EgressNodes::of(those(false), affinity == Affinity::Pod, *vnid);
+        let keeps = u32::from(several.contains(vnid));
+        ways.insert(*vnid, EgressNodes { keeps, ..fresh.and_drained(those(true)) });
     }
     ways
 }
