@@ -14,11 +14,15 @@ pub struct Sum {
     pub passed: u64,
     pub failed: u64,
     pub ignored: u64,
+    /// The names of those that failed.
+    pub failing: Vec<String>,
+    /// Binaries of which a test failed, in order: not those that broke off.
+    pub failing_binaries: usize,
 }
 
 impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { binaries, passed, failed, ignored } = self;
+        let Self { binaries, passed, failed, ignored, .. } = self;
         write!(
             f,
             "{passed} tests passed, {failed} failed, {ignored} ignored, in {binaries} binaries"
@@ -36,6 +40,7 @@ impl Sum {
     fn add(&mut self, line: &str) {
         let mut words = line.split([' ', ';']).filter(|word| !word.is_empty()).peekable();
         self.binaries += 1;
+        self.failing_binaries += usize::from(line.contains("FAILED"));
         while let Some(word) = words.next() {
             let Ok(count) = word.parse::<u64>() else { continue };
             match words.peek() {
@@ -57,6 +62,8 @@ pub fn copy(input: impl BufRead, output: &mut impl Write, sum: &mut Sum) -> io::
         let is_result = line.starts_with("test result:");
         if is_result {
             sum.add(&line);
+        } else if let Some(name) = failing(&line) {
+            sum.failing.push(name.to_owned());
         }
         if is_result || !follows_result(&line) {
             output.write_all(held.as_bytes())?;
@@ -71,6 +78,16 @@ pub fn copy(input: impl BufRead, output: &mut impl Write, sum: &mut Sum) -> io::
         }
     }
     Ok(held)
+}
+
+/// Of `test NAME ... FAILED`.
+fn failing(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+}
+
+/// Whether every binary that cargo names as failed came to its result: none broke off.
+pub fn all_came_to_a_result(held: &str, sum: &Sum) -> bool {
+    held.lines().filter(|line| line.starts_with("    `")).count() == sum.failing_binaries
 }
 
 /// What cargo prints after the last result: nothing, or which binaries failed.
@@ -99,7 +116,7 @@ mod tests {
         let (output, held, sum) = copied(&format!("{FIRST}     Running b\n{last}"));
         assert_eq!(output, format!("{FIRST}     Running b\n"));
         assert_eq!(held, last);
-        assert_eq!(sum, Sum { binaries: 2, passed: 21, failed: 0, ignored: 2 });
+        assert_eq!(sum, Sum { binaries: 2, passed: 21, ignored: 2, ..Sum::default() });
     }
 
     #[test]
@@ -110,6 +127,21 @@ mod tests {
         assert_eq!(output, format!("{FIRST}     Running b\n"));
         assert_eq!(held, last);
         assert_eq!(sum.failed, 1);
+    }
+
+    #[test]
+    fn failing_tests_are_known_by_name_and_a_binary_that_broke_off_is_noticed() {
+        let result = "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered \
+                      out; finished in 1.00s\n\n";
+        let (_, held, sum) = copied(&format!(
+            "test a::b ... FAILED\n{result}error: 1 target failed:\n    `-p b --lib`\n"
+        ));
+        assert_eq!(sum.failing, ["a::b"]);
+        assert!(all_came_to_a_result(&held, &sum));
+        let (_, held, sum) = copied(&format!(
+            "test a::b ... FAILED\n{result}error: 2 targets failed:\n    `-p b --lib`\n    `-p c`\n"
+        ));
+        assert!(!all_came_to_a_result(&held, &sum));
     }
 
     #[test]
