@@ -70,6 +70,31 @@ fn every_pod_is_seen_with_the_egress_ip_of_its_namespace_in_both_layouts() -> Re
     Ok(())
 }
 
+/// Both nodes without their own masquerading: a pod of no tenant reaches its gateway without a mark.
+#[test]
+#[ignore = "needs root"]
+fn pods_without_a_policy_are_masqueraded_by_the_programs_in_both_layouts() -> Result<()> {
+    for layout in [Layout::Old, Layout::New] {
+        let rig = OvsRig::start(layout)?;
+        let netns = nodes(&rig)?;
+        let mut agents = Vec::new();
+        for (node, netns) in [(&rig.egress, &netns[1]), (&rig.source, &netns[0])] {
+            netns.nft("delete table ip openshift\n")?;
+            agents.push(agent::start_with(node, netns, "masquerade: true\n")?);
+        }
+        for row in Witness::start(rig.outside.name(), OUTSIDE)?.observe_all(&rig.talkers())? {
+            assert!(row.ok, "{layout:?}: {row:?}\n{}\n{}", agents[0].log(), agents[1].log());
+        }
+        let paths = &agents[1].status()?["paths"];
+        assert!(paths["gateway"].as_u64().is_some_and(|packets| packets > 10), "{paths}");
+        let pod = rig.source.pod("dbtest").address.to_string();
+        // First datagrams go up the stack, where they are tracked.
+        let tracked = rig.source.netns.exec("conntrack -L -p tcp")?;
+        assert!(!tracked.contains(&pod), "{tracked}");
+    }
+    Ok(())
+}
+
 /// The lines are those of the notes, of a cluster of 3.11 to 4.7.
 #[test]
 #[ignore = "needs root"]

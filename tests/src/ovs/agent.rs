@@ -82,8 +82,17 @@ pub fn objects() -> String {
 /// # Errors
 /// It ends, or is not ready in time; with its log.
 pub fn start<'a>(node: &Node, netns: &'a Netns) -> Result<Gateway<'a>> {
+    start_with(node, netns, "")
+}
+
+/// As [`start`], with more lines of settings.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with<'a>(node: &Node, netns: &'a Netns, settings: &str) -> Result<Gateway<'a>> {
+    let config = config(&node.site) + settings;
     let mut gateway =
-        Gateway::new(netns, &config(&node.site), &objects())?.with("OVS_RUNDIR", node.ovs.rundir());
+        Gateway::new(netns, &config, &objects())?.with("OVS_RUNDIR", node.ovs.rundir());
     gateway.run_agent()?;
     Ok(gateway)
 }
