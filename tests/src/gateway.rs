@@ -69,12 +69,17 @@ impl<'a> Gateway<'a> {
         self
     }
 
+    /// The agent on a node, ready, with these settings and objects.
+    pub fn running(netns: &'a Netns, config: &str, objects: &str) -> Result<Self> {
+        let mut gateway = Self::new(netns, config, objects)?;
+        gateway.run_agent()?;
+        Ok(gateway)
+    }
+
     /// The agent on the rig's egress node, ready, with the examples' settings and objects.
     pub fn start(rig: &'a Rig) -> Result<Self> {
         let netns = rig.netns(&rig.egress.name);
-        let mut gateway = Self::new(netns, objects::AGENT_CONFIG, objects::CLUSTER_OBJECTS)?;
-        gateway.run_agent()?;
-        Ok(gateway)
+        Self::running(netns, objects::AGENT_CONFIG, objects::CLUSTER_OBJECTS)
     }
 
     /// As [`Gateway::start`], with this `dataPath` (`xdp-generic`: `xdp`); it is in force, or that
@@ -82,8 +87,7 @@ impl<'a> Gateway<'a> {
     pub fn start_on(rig: &'a Rig, data_path: &str) -> Result<Self> {
         let netns = rig.netns(&rig.egress.name);
         let config = config_with(data_path.trim_end_matches("-generic"));
-        let mut gateway = Self::new(netns, &config, objects::CLUSTER_OBJECTS)?;
-        gateway.run_agent()?;
+        let gateway = Self::running(netns, &config, objects::CLUSTER_OBJECTS)?;
         let in_force = &gateway.status()?["dataPath"];
         ensure!(in_force["path"] == data_path, "in force is {in_force}");
         Ok(gateway)

@@ -165,8 +165,7 @@ fn pins_of_another_make_are_refused_and_left_alone() -> Result<()> {
 #[ignore = "needs root"]
 fn a_second_agent_is_refused_and_the_first_goes_on() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     let pid = gateway.status()?["agent"]["pid"].to_string();
     let words = ["an agent runs here", &format!("(pid {pid})"), "stop it first"];
     assert_refused(gateway.refused(&[])?, 3, &words);
@@ -209,8 +208,7 @@ fn refused_objects_are_named_and_all_others_served() -> Result<()> {
         "---\n{ no: yaml\n",
     ]
     .concat();
-    let mut gateway = Gateway::new(&netns, &config(), &objects)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(&netns, &config(), &objects)?;
     let status = gateway.status()?;
     for (object, words) in [
         ("NetNamespace/too-high", &["Invalid", "netid", "16777215"][..]),
@@ -244,8 +242,7 @@ fn refused_objects_are_named_and_all_others_served() -> Result<()> {
 #[ignore = "needs root"]
 fn files_that_turn_bad_change_nothing_and_are_named_until_they_are_good() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     let all = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
 
     gateway.write_config(&with(&config(), ("masqueradeBit: 0", "masqueradeBits: 0")))?;
@@ -273,8 +270,7 @@ fn files_that_turn_bad_change_nothing_and_are_named_until_they_are_good() -> Res
 #[ignore = "needs root"]
 fn after_a_restart_who_cannot_be_read_is_dropped_and_not_let_out() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     gateway.kill()?;
     gateway.write_objects(&with(CLUSTER_OBJECTS, ("netid: 7305526", "netid: 73055260")))?;
     gateway.run_agent()?;
@@ -289,8 +285,7 @@ fn after_a_restart_who_cannot_be_read_is_dropped_and_not_let_out() -> Result<()>
 #[ignore = "needs root"]
 fn changed_settings_are_taken_over_or_wait_for_a_restart_by_name() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     let changed = with(&config(), ("udp: 300s", "udp: 200s"));
     let changed = with(&changed, ("max: 1048576", "max: 4096"));
     gateway.write_config(&with(&changed, ("gateway: tun0", "gateway: tun1")))?;
@@ -311,8 +306,7 @@ fn who_finds_no_room_is_dropped_and_never_let_out() -> Result<()> {
     let rig = Rig::up()?;
     let netns = rig.netns(&rig.egress.name);
     let config = config().replace("max: 16384", "max: 2");
-    let mut gateway = Gateway::new(netns, &config, CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(netns, &config, CLUSTER_OBJECTS)?;
     let status = gateway.status()?;
     // VNIDs in order: the last one is who found no room.
     let told = conditions(&status, "VNID/14640467");

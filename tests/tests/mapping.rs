@@ -46,8 +46,7 @@ fn every_host_sees_a_pods_port_as_one_port_and_no_other_pods() -> Result<()> {
     ensure!(CLUSTER_OBJECTS.matches(name).count() == 1, "the tenant's object is there once");
     let annotation = "    annotations: {egress/mapping: endpoint-independent}\n";
     let objects = CLUSTER_OBJECTS.replace(name, &format!("{annotation}{name}"));
-    let mut gateway = Gateway::new(rig.netns(&rig.egress.name), AGENT_CONFIG, &objects)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(rig.netns(&rig.egress.name), AGENT_CONFIG, &objects)?;
     let servers: Vec<UdpServer> = rig
         .outside
         .iter()

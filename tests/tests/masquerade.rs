@@ -39,8 +39,7 @@ fn masquerading<'a>(rig: &'a Rig, data_path: &str) -> Result<Gateway<'a>> {
     let node = rig.netns(&rig.egress.name);
     node.nft("delete table ip nat\n")?;
     let config = config(AGENT_CONFIG).replace("dataPath: auto", &format!("dataPath: {data_path}"));
-    let mut gateway = Gateway::new(node, &config, CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(node, &config, CLUSTER_OBJECTS)?;
     Ok(gateway)
 }
 
@@ -342,8 +341,7 @@ fn ports_that_the_node_may_take_itself_are_a_condition_with_its_cure() -> Result
     let netns = lone::node()?;
     netns.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
     let _socket = netns.run(|| TcpListener::bind("0.0.0.0:12000"))??;
-    let mut gateway = Gateway::new(&netns, &config(&lone::config()), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(&netns, &config(&lone::config()), CLUSTER_OBJECTS)?;
     let found = collisions(&gateway.status()?);
     assert_eq!(found.len(), 2, "{found:?}");
     let cure = "sysctl -w net.ipv4.ip_local_reserved_ports=11000-29999";

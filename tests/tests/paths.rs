@@ -49,8 +49,7 @@ fn every_path_translates_right_and_is_the_one_that_was_asked_for() -> Result<()>
             rig.send_whole_frames()?;
         }
         let node = rig.netns(&rig.egress.name);
-        let mut gateway = Gateway::new(node, &with(way.config), objects::CLUSTER_OBJECTS)?;
-        gateway.run_agent()?;
+        let gateway = Gateway::running(node, &with(way.config), objects::CLUSTER_OBJECTS)?;
         let tenants: Vec<_> = rig.pods.iter().filter(|pod| pod.egress_ip.is_some()).collect();
         for host in &rig.outside {
             let mut witness = Witness::start(rig.netns(&host.name).name(), host.ip)?;

@@ -160,8 +160,7 @@ fn without_open_vswitch_the_rest_goes_on() -> Result<()> {
     let config =
         include_str!("../../examples/agent.yaml").replace("enabled: auto", "enabled: true");
     let netns = rig.netns(&rig.egress.name);
-    let mut gateway = Gateway::new(netns, &config, include_str!("../../examples/objects.yaml"))?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(netns, &config, include_str!("../../examples/objects.yaml"))?;
     let server = UdpServer::start(rig.netns("far"), FAR)?;
     rig.netns(POD).run(|| udp_exchange(FAR, 1, 8))??;
     assert_eq!(server.peer(1).map(|peer| *peer.ip()), Some(EGRESS_IP));

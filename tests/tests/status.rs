@@ -37,8 +37,7 @@ fn actions(status: &Value) -> Vec<&Value> {
 #[ignore = "needs root"]
 fn status_agrees_with_what_is_there_after_a_kill_and_a_restart() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     let (code, first) = status(&gateway)?;
     assert_eq!((code, &first["agent"]["running"]), (Some(0), &json!(true)));
     gateway.kill()?;
@@ -67,8 +66,7 @@ fn status_agrees_with_what_is_there_after_a_kill_and_a_restart() -> Result<()> {
 #[ignore = "needs root"]
 fn after_a_stop_status_tells_what_stays_and_why_nothing_passes() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     gateway.stop()?;
     let (code, told) = status(&gateway)?;
     assert_eq!((code, &told["agent"]["stopped"]), (Some(3), &json!(true)));
@@ -83,8 +81,7 @@ fn after_a_stop_status_tells_what_stays_and_why_nothing_passes() -> Result<()> {
 #[ignore = "needs root"]
 fn cleanup_leaves_nothing_and_says_what_it_removed() -> Result<()> {
     let netns = node()?;
-    let mut gateway = Gateway::new(&netns, &config(), CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(&netns, &config(), CLUSTER_OBJECTS)?;
     gateway.kill()?;
     assert_eq!(programs_at_uplink(&gateway)?, 2);
     let cleanup = gateway.egress(&["cleanup"])?;

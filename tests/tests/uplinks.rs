@@ -67,8 +67,7 @@ fn an_egress_ip_has_its_uplink(wire: Wire, data_path: &str, counters: [&str; 2])
     let (rig, second, objects) = rig(wire)?;
     second.add_route(&rig)?;
     let node = rig.netns(&rig.egress.name);
-    let mut gateway = Gateway::new(node, &second.config(data_path), &objects)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(node, &second.config(data_path), &objects)?;
     let status = gateway.status()?;
     let uplink = &status["uplinks"][1];
     assert_eq!(
@@ -129,8 +128,7 @@ fn an_egress_ip_is_probed_and_announced_on_its_own_network_alone() -> Result<()>
     }
     second.beyond.ip(&format!("addr add {EGRESS_IP}/32 dev eth0\n"))?;
     let config = second.config("tc").replace("probe: false", "probe: true");
-    let mut gateway = Gateway::new(node, &config, &objects)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(node, &config, &objects)?;
     let status = gateway.status()?;
     assert!(has_condition(&status, "NetNamespace/egress-test2", "Conflict"), "{status}");
     assert_eq!(labelled(node, &second.uplink)?, BTreeSet::new());
@@ -153,8 +151,7 @@ fn what_keeps_an_uplink_from_being_of_use_is_a_condition() -> Result<()> {
     let node = rig.netns(&rig.egress.name);
     node.ip("link add bare type veth peer name nobody\nlink set bare up\n")?;
     let config = second.config("tc").replace("[ens19]", "[ens19, bare, nosuch]");
-    let mut gateway = Gateway::new(node, &config, &objects)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(node, &config, &objects)?;
     let status = gateway.status()?;
     for (object, reason) in
         [("Device/ens19", "NoRoute"), ("Device/bare", "NoAddress"), ("Device/nosuch", "NoDevice")]
@@ -174,8 +171,7 @@ fn an_uplink_that_is_none_any_more_is_cleared_and_its_tenant_dropped() -> Result
     let (rig, second, objects) = rig(Wire::Device)?;
     second.add_route(&rig)?;
     let node = rig.netns(&rig.egress.name);
-    let mut gateway = Gateway::new(node, &second.config("tc"), &objects)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(node, &second.config("tc"), &objects)?;
     assert_eq!(labelled(node, &second.uplink)?.len(), 1);
     gateway.kill()?;
     gateway.write_config(objects::AGENT_CONFIG)?;
@@ -217,8 +213,7 @@ fn xdp_goes_from_one_uplink_to_the_other_and_back() -> Result<()> {
     whole_frames(&rig, &second)?;
     rig.switch().exec(&format!("ethtool -K {SECOND} gro on"))?;
     let node = rig.netns(&rig.egress.name);
-    let mut gateway = Gateway::new(node, &second.config("xdp"), &objects)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(node, &second.config("xdp"), &objects)?;
     let status = gateway.status()?;
     assert_eq!(paths_in_force(&status), ["xdp", "xdp"], "{}", status["conditions"]);
     every_pod_leaves_by_its_own(&rig, &second).with_context(|| gateway.log())?;
@@ -243,8 +238,7 @@ fn an_uplink_that_takes_no_frames_from_xdp_is_left_to_tc() -> Result<()> {
     second.add_route(&rig)?;
     whole_frames(&rig, &second)?;
     let node = rig.netns(&rig.egress.name);
-    let mut gateway = Gateway::new(node, &second.config("xdp"), &objects)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(node, &second.config("xdp"), &objects)?;
     let status = gateway.status()?;
     assert_eq!(paths_in_force(&status), ["xdp", "tc"]);
     assert!(has_condition(&status, "Device/ens19", "NoXdp"), "{}", status["conditions"]);
@@ -267,8 +261,7 @@ fn xdp_takes_and_sends_the_frames_of_a_vlan_on_its_device() -> Result<()> {
     second.add_route(&rig)?;
     whole_frames(&rig, &second)?;
     let node = rig.netns(&rig.egress.name);
-    let mut gateway = Gateway::new(node, &second.config("xdp"), &objects)?;
-    gateway.run_agent()?;
+    let mut gateway = Gateway::running(node, &second.config("xdp"), &objects)?;
     let status = gateway.status()?;
     assert_eq!(paths_in_force(&status), ["tc", "tc"], "the tags are not in the frames");
     assert!(has_condition(&status, "Device/ens18", "NoXdp"), "{}", status["conditions"]);

@@ -135,8 +135,7 @@ fn a_million_mutated_frames_let_no_pods_address_out_and_hurt_nobody() -> Result<
 fn is_refused(rig: &Rig, why: &str) -> Result<()> {
     let netns = rig.netns(&rig.egress.name);
     let config = objects::AGENT_CONFIG.replace("dataPath: auto", "dataPath: xdp");
-    let mut gateway = Gateway::new(netns, &config, objects::CLUSTER_OBJECTS)?;
-    gateway.run_agent()?;
+    let gateway = Gateway::running(netns, &config, objects::CLUSTER_OBJECTS)?;
     let status = gateway.status()?;
     assert_eq!(status["dataPath"]["path"], "tc", "{}", status["dataPath"]);
     let conditions = status["conditions"].as_array().context("conditions")?;
