@@ -355,7 +355,7 @@ fn agent_config(data_path: DataPath, policies: u32, masquerade: bool) -> Value {
         "flows": {"max": MAX_FLOWS, "maxPerVnid": MAX_FLOWS},
         "timeouts": {"udp": "3600s"},
         // Nobody else is there to be asked or told.
-        "announce": {"burst": 1, "probe": false},
+        "announce": {"burst": 1, "probe": false, "witness": "none"},
         "ovs": {"enabled": false},
     });
     if masquerade {
