@@ -127,6 +127,9 @@ fn main() -> Result<()> {
     let earlier = arguments.add.then(|| Outcome::read(&arguments.out)).transpose()?;
     let room = conntrack::room(&workloads);
     let machine = Machine::read()?;
+    if let Some(earlier) = &earlier {
+        earlier.goes_with(&machine, effort)?;
+    }
     net::sandbox()?;
     let planned = estimate::campaign(&workloads, &variants(), effort)
         + control::planned(&tasks, &builds)
@@ -141,7 +144,7 @@ fn main() -> Result<()> {
     room.map_or(Ok(()), Room::give_back)?;
     let mut outcome = Outcome::new(machine, effort, arguments.seed, rows, control, memory);
     if let Some(earlier) = earlier {
-        outcome.add(earlier)?;
+        outcome.add(earlier);
     }
     print!("{}", outcome.table());
     outcome.write(&arguments.out)?;

@@ -82,17 +82,25 @@ impl Outcome {
         serde_json::from_slice(&text).with_context(|| format!("{} cannot be read", path.display()))
     }
 
-    /// Takes over what an earlier run has measured and this one has not: a long campaign in pieces.
+    /// Whether what this run has measured and what another one will belong together.
     ///
     /// # Errors
-    /// It was another build, another kernel or another effort: figures that do not belong together.
-    pub fn add(&mut self, earlier: Self) -> Result<()> {
-        let of = |outcome: &Self| {
-            let Machine { commit, kernel, .. } = &outcome.machine;
-            format!("commit {commit}, kernel {kernel}, {} rounds", outcome.effort.rounds)
+    /// It is another build, another kernel or another effort.
+    pub fn goes_with(&self, machine: &Machine, effort: Effort) -> Result<()> {
+        let of = |machine: &Machine, effort: Effort| {
+            let Machine { commit, kernel, .. } = machine;
+            format!("commit {commit}, kernel {kernel}, {} rounds", effort.rounds)
         };
-        let (then, now) = (of(&earlier), of(self));
-        ensure!(then == now, "the earlier results are of {then}; this run is of {now}");
+        let (then, now) = (of(&self.machine, self.effort), of(machine, effort));
+        ensure!(
+            then == now,
+            "the earlier results are of {then}; this run is of {now}: give another --out"
+        );
+        Ok(())
+    }
+
+    /// Takes over what an earlier run has measured and this one has not: a long campaign in pieces.
+    pub fn add(&mut self, earlier: Self) {
         let anew: BTreeSet<String> = self.workloads().into_iter().map(str::to_owned).collect();
         let mut lines = earlier.lines;
         lines.retain(|line| !anew.contains(&line.workload.name));
@@ -104,7 +112,6 @@ impl Outcome {
         if self.memory.is_empty() {
             self.memory = earlier.memory;
         }
-        Ok(())
     }
 
     /// The line of this variant under the workload with this name.
@@ -259,7 +266,7 @@ mod tests {
         let mut now = outcome();
         now.lines.retain(|line| line.workload.name == "gateway/new");
         now.lines[0].cost = Summary::of([1.0]);
-        now.add(earlier).unwrap();
+        now.add(earlier);
         assert_eq!(now.lines.len(), outcome().lines.len());
         let median = |workload| now.line(workload, "iptables-legacy").unwrap().cost.unwrap().median;
         assert_eq!(median("gateway/new"), 1.0);
@@ -270,7 +277,8 @@ mod tests {
     fn figures_of_another_build_are_not_taken_over() {
         let mut earlier = outcome();
         earlier.machine.commit = "another".to_owned();
-        let error = outcome().add(earlier).unwrap_err().to_string();
+        let now = outcome();
+        let error = earlier.goes_with(&now.machine, now.effort).unwrap_err().to_string();
         assert!(error.starts_with("the earlier results are of commit another"), "{error}");
     }
 
