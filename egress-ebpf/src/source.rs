@@ -87,7 +87,8 @@ fn send_on(skb: &Skb) -> Result<i32, Reason> {
     if config.tunnel == 0 {
         return Err(Reason::NoRoute);
     }
-    let node = nodes.node_for(&At::<ETH_LEN>(*skb), &Kept, maps.now()).ok_or(Reason::Malformed)?;
+    let node =
+        nodes.node_for(&At::<ETH_LEN>(*skb), &WayMap, maps.now()).ok_or(Reason::Malformed)?;
     skb.set_tunnel(vnid, node)?;
     skb.set_mark(0);
     count_path(Path::Source);
@@ -120,9 +121,9 @@ fn egress_nodes(vnid: u32) -> Option<&'static EgressNodes> {
 }
 
 /// The map of ways.
-struct Kept;
+struct WayMap;
 
-impl Ways for Kept {
+impl Ways for WayMap {
     #[inline(always)]
     fn way(&self, flow: &FlowKey) -> Option<Way> {
         // SAFETY: the value is copied; another CPU's write in between leaves one node or the other.
