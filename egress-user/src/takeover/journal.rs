@@ -101,13 +101,13 @@ impl Journal {
 
     /// Keeps the node's own sockets off these ports.
     pub fn reserve(&mut self, run_dir: &Path, ports: &BTreeSet<u16>) -> Result<()> {
-        // What comes on top is in the file before the kernel has it.
-        let before = self.reserved.clone();
         let added = reserved_ports::missing(ports)?;
-        self.reserved.extend(&added);
-        if self.reserved != before {
-            self.write(run_dir)?;
+        if added.is_empty() {
+            return Ok(());
         }
+        // In the file before the kernel has them.
+        self.reserved.extend(&added);
+        self.write(run_dir)?;
         reserved_ports::add(&added)
     }
 

@@ -137,7 +137,7 @@ impl Means {
     }
 
     /// All that is to say so that the VNIDs `known..all` get their egress IPs.
-    fn prepare(&self, known: u32, all: u32) -> Result<Prepared> {
+    fn prepare(&self, known: u32, all: u32) -> Result<Prepared<'_>> {
         Ok(match self {
             Self::Calls(iptables) => {
                 let program = iptables.name();
@@ -163,29 +163,30 @@ impl Means {
             }
             Self::Agent(agent) => {
                 agent.write_objects(all)?;
-                Prepared::Objects
+                Prepared::Objects(agent)
             }
         })
-    }
-
-    fn change(&self, rig: &mut Rig, prepared: &Prepared) -> Result<()> {
-        match (self, prepared) {
-            (Self::Agent(agent), _) => agent.change_objects(),
-            (_, Prepared::Calls(calls)) => calls.iter().try_for_each(|(words, input)| {
-                let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                rig.node.run_with_input(&words, input).map(drop)
-            }),
-            (_, Prepared::Objects) => Ok(()),
-        }
     }
 }
 
 /// A change that only has to be made.
-enum Prepared {
+enum Prepared<'a> {
     /// Words and standard input of each call.
     Calls(Vec<(Vec<String>, String)>),
-    /// The file of objects lies beside the one in force.
-    Objects,
+    /// This agent's new objects lie beside those in force.
+    Objects(&'a Agent),
+}
+
+impl Prepared<'_> {
+    fn make(&self, rig: &mut Rig) -> Result<()> {
+        match self {
+            Self::Objects(agent) => agent.change_objects(),
+            Self::Calls(calls) => calls.iter().try_for_each(|(words, input)| {
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                rig.node.run_with_input(&words, input).map(drop)
+            }),
+        }
+    }
 }
 
 /// What all tasks take by all means.
@@ -250,7 +251,7 @@ fn measure(means: &Means, rig: &mut Rig, known: u32, all: u32) -> Result<f64> {
     ensure!(!probe(rig, &workload)?, "the VNID had its egress IP before the change");
     let prepared = means.prepare(known, all)?;
     let started = Instant::now();
-    means.change(rig, &prepared)?;
+    prepared.make(rig)?;
     while !probe(rig, &workload)? {
         ensure!(started.elapsed() < PATIENCE, "the change has not shown in {PATIENCE:?}");
         thread::sleep(Duration::from_micros(200));
