@@ -98,6 +98,7 @@ enum State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     state: State,
+    left: bool,
     stopped: bool,
     probe: Way,
     gateway: Way,
@@ -111,6 +112,8 @@ pub struct Known {
     pub offline: bool,
     /// Offline, but answering.
     pub returning: bool,
+    /// It is or was offline or drained: connections had to leave it, or stay away.
+    pub left: bool,
     /// It says so itself.
     pub stopped: bool,
     pub probe: Voice,
@@ -118,15 +121,21 @@ pub struct Known {
 }
 
 impl Peer {
-    /// A node not asked yet; `offline` is what a predecessor found.
-    pub fn new(offline: bool) -> Self {
+    /// A node not asked yet; `offline` and `left` are what a predecessor found.
+    pub fn new(offline: bool, left: bool) -> Self {
         Self {
             state: if offline { State::Offline } else { State::Online },
+            left: left || offline,
             stopped: false,
             probe: Way::default(),
             gateway: Way::default(),
             gateway_due: None,
         }
+    }
+
+    /// It is drained.
+    pub fn drain(&mut self) {
+        self.left = true;
     }
 
     /// Whether the gateway is tried in the turn that begins now. The calm rate is the original's;
@@ -170,6 +179,7 @@ impl Peer {
             }
             State::Returning(since) => State::Returning(since),
         };
+        self.left |= self.state != State::Online;
     }
 
     /// By each way that it was asked, for long enough.
@@ -183,6 +193,7 @@ impl Peer {
         Known {
             offline: self.state != State::Online,
             returning: matches!(self.state, State::Returning(_)),
+            left: self.left,
             stopped: self.stopped,
             probe: self.probe.voice(patience.misses),
             gateway: self.gateway.voice(patience.misses),

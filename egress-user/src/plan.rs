@@ -29,7 +29,7 @@ mod place;
 mod tenants;
 
 pub use allocate::allocate;
-pub use flows::{fresh_group, register};
+pub use flows::{group_of_new, register};
 pub use place::Uplink;
 pub use tenants::{Finding, Tenant, tenants};
 
@@ -83,11 +83,14 @@ pub struct OvsPorts {
     pub gateway: u32,
 }
 
-/// Which nodes are not reachable.
+/// How the nodes are, by address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Addresses of nodes.
+    /// Those that are not reachable.
     pub offline: BTreeSet<Ipv4Addr>,
+    /// Those that are or were offline or drained since somebody watches them: connections had to leave
+    /// them, or will stay away.
+    pub left: BTreeSet<Ipv4Addr>,
 }
 
 /// Where egress IPs were placed before, in addition to what the HostSubnets list.
@@ -191,7 +194,7 @@ pub fn plan(
     }
     let tenants = tenants(objects, facts, health);
     let (flows, groups) =
-        if mode.flows { flows::texts(&tenants, facts, mode) } else { Default::default() };
+        if mode.flows { flows::texts(&tenants, facts, health, mode) } else { Default::default() };
     Plan {
         node: facts.node.clone(),
         addresses: addresses(&tenants, facts),

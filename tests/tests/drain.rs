@@ -161,6 +161,8 @@ fn a_drained_node_keeps_what_runs_for_a_time_and_gets_nothing_new() -> Result<()
         Ok(remotes.seen(&remotes.sockets()?)?.iter().all(|ip| *ip == there))
     })?;
     assert_eq!(remotes.seen(&running)?, before, "what runs stays where it is");
+    let begun = remotes.sockets()?;
+    let elsewhere = remotes.seen(&begun)?;
     stream.goes_on()?;
     for drain in &mut drains {
         drain.kill()?;
@@ -181,6 +183,8 @@ fn a_drained_node_keeps_what_runs_for_a_time_and_gets_nothing_new() -> Result<()
 
     everywhere(&agents, &["undrain", EGRESS[0]])?;
     wait_for("new flows to come back", || Ok(remotes.seen(&remotes.sockets()?)?.contains(&here)))?;
+    let seen = [remotes.seen(&running)?, remotes.seen(&begun)?];
+    assert_eq!(seen, [before, elsewhere], "what runs stays where it is, once more");
     no_leaks(&rig)
 }
 

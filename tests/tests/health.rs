@@ -10,7 +10,7 @@ use egress_tests::{
     gateway::Gateway,
     netns::wait_for,
     rig::trio::{EGRESS, SOURCE, SPREAD, SourceSide, TENANTS, Tenant, Trio},
-    traffic::{TcpServer, tcp_exchange},
+    traffic::{Download, TcpServer, exchange_many, tcp_exchange},
 };
 use egress_user::ovs::Layout;
 use serde_json::Value;
@@ -18,6 +18,9 @@ use serde_json::Value;
 const SIDES: [SourceSide; 2] = [SourceSide::Plain, SourceSide::OpenVSwitch(Layout::New)];
 /// For a connection that is not to come.
 const PATIENCE: Duration = Duration::from_millis(500);
+const DOWNLOADS: u64 = 20;
+/// Of a download: more than the socket buffers hold.
+const LENGTH: u64 = 16 << 20;
 
 /// What the agent says of an egress node.
 fn health(agent: &Gateway<'_>, node: &str) -> Result<Value> {
@@ -114,6 +117,77 @@ fn tenants_leave_by_the_other_node_when_a_cable_is_pulled_and_who_has_none_is_dr
         })?;
         wait_for_traffic(&rig, "egress-test2-1", &TENANTS[1], 100)?;
         wait_for_traffic(&rig, "egress-test-2", SPREAD, 200)?;
+        no_leaks(&rig)?;
+    }
+    Ok(())
+}
+
+/// Downloads of the spread tenant that last, each with the number by which the server knows it.
+struct Lasting<'a> {
+    rig: &'a Trio,
+    server: &'a TcpServer,
+    next: u64,
+}
+
+impl Lasting<'_> {
+    /// So many more, all under way.
+    fn begin(&mut self) -> Result<Vec<(u64, Download)>> {
+        self.next += DOWNLOADS;
+        let begin = |id| {
+            let to = SPREAD.far();
+            let mut download =
+                self.rig.netns("egress-test-1").run(|| Download::start(to, id, LENGTH))??;
+            download.read(1 << 20).with_context(|| format!("begin the download {id}"))?;
+            Ok((id, download))
+        };
+        (self.next..self.next + DOWNLOADS).map(begin).collect()
+    }
+
+    fn is_by(&self, id: u64, ip: Ipv4Addr) -> bool {
+        self.server.peer(id).is_some_and(|peer| *peer.ip() == ip)
+    }
+
+    /// Whether any of a number of new connections leaves so.
+    fn any_new_is_by(&mut self, ip: Ipv4Addr) -> Result<bool> {
+        self.next += DOWNLOADS;
+        let ids = self.next..self.next + DOWNLOADS;
+        exchange_many(self.rig.netns("egress-test-1"), SPREAD.far(), ids.clone(), 4, 64)?;
+        Ok(ids.into_iter().any(|id| self.is_by(id, ip)))
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_went_elsewhere_stays_there_when_a_node_returns_however_often() -> Result<()> {
+    for side in SIDES {
+        let rig = Trio::up(side)?;
+        let agents = agents(&rig, "health: {holdDown: 500ms}\n")?;
+        let server = TcpServer::start(rig.netns("far"), SPREAD.far())?;
+        let [goes, stays] = [egress_ip(SPREAD, 0)?, egress_ip(SPREAD, 1)?];
+        let is = |state: &str| {
+            wait_for(state, || Ok(health(&agents[0], EGRESS[0])?["state"] == state))
+                .with_context(|| agents[0].log())
+        };
+        let mut lasting = Lasting { rig: &rig, server: &server, next: 0 };
+        let mut running = Vec::new();
+        for _ in 0..2 {
+            running.extend(lasting.begin()?);
+            rig.pull(EGRESS[0])?;
+            is("offline")?;
+            wait_for("no flow to leave by the node that is gone", || {
+                Ok(!lasting.any_new_is_by(goes).unwrap_or(true))
+            })?;
+            running.retain(|(id, _)| lasting.is_by(*id, stays));
+            running.extend(lasting.begin()?);
+            rig.plug(EGRESS[0])?;
+            is("online")?;
+            wait_for("new flows to leave by the node that is back", || lasting.any_new_is_by(goes))
+                .with_context(|| format!("{side:?}: {}", agents[0].log()))?;
+            for (id, download) in &mut running {
+                let read = download.read(1 << 20);
+                ensure!(read.is_ok(), "{side:?}: {id}: {read:?}\n{}", agents[0].log());
+            }
+        }
         no_leaks(&rig)?;
     }
     Ok(())

@@ -85,20 +85,29 @@ async fn a_bundle_is_read_back_equal_and_a_second_run_changes_nothing() -> Resul
 async fn the_flows_beside_a_drained_node_are_read_back_equal() -> Result<()> {
     let rig = OvsRig::start(Layout::New)?;
     let ovs = rig.source.bridge();
-    let fresh = group("10.0.0.2").replace("7305526", "24082742");
-    let both = format!("{},bucket=actions={}", group("10.0.0.2"), REMOTE.replace(".2", ".4"));
+    let [to, other] = ["10.0.0.2", "10.0.0.4"]
+        .map(|node| REMOTE.replace("10.0.0.2", node).rsplit_once(',').map(|(to, _)| to.to_owned()));
+    let (to, other) = to.zip(other).context("the actions end with an output")?;
     let on = |priority, also: &str| format!("table=101,priority={priority},{also}ip,reg0=0x6f7936");
-    let begin = "ct(commit,exec(set_field:0x1->ct_mark))";
+    let marking = "ct(commit,exec(move:NXM_NX_TUN_IPV4_DST[]->NXM_NX_CT_MARK[]))";
     let plan = desired(
         &[
-            &format!("{} actions=ct(commit),group:7305526", on(100, "")),
-            &format!("{} actions={begin},group:24082742", on(101, "ct_state=+new+trk,")),
-            &format!("{} actions=ct(commit),group:24082742", on(102, "ct_mark=0x1,")),
+            &format!("{} actions=group:7305526", on(100, "")),
+            &format!("{} actions=group:24082742", on(101, "ct_state=+new+trk,")),
+            &format!("{} actions={to},goto_table:102", on(102, "ct_mark=0xa000002,")),
+            &format!("{} actions={other},goto_table:102", on(102, "ct_mark=0xa000004,")),
+            &format!("table=102,priority=100,ip,reg0=0x6f7936 actions={marking},output:1"),
         ],
-        &[&both, &fresh],
+        &[
+            &format!(
+                "group_id=7305526,type=select,bucket=actions={to},resubmit(,102),\
+                 bucket=actions={other},resubmit(,102)"
+            ),
+            &format!("group_id=24082742,type=select,bucket=actions={other},resubmit(,102)"),
+        ],
     );
     let first = flows::reconcile(&ovs, &plan).await?;
-    assert_eq!((first.conflicts, first.held.ours), (vec![], 3));
+    assert_eq!((first.conflicts, first.held.ours), (vec![], 5));
     let second = flows::reconcile(&ovs, &plan).await?;
     assert_eq!(second.change, Change::default());
     Ok(())

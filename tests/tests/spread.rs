@@ -69,24 +69,8 @@ fn spread_and_stay(side: SourceSide) -> Result<()> {
         let exchanged = exchange_many(pod, SPREAD.far(), id..id + 16, 4, 64);
         Ok(exchanged.is_ok() && (id..id + 16).all(|id| way(id).is_ok_and(|way| way == stays)))
     })?;
-    // What has begun meanwhile stays when the other is back: its way is kept, if not by select groups.
-    let quiet = matches!(side, SourceSide::Plain);
-    if quiet {
-        for id in id + 16..id + 16 + FLOWS {
-            let mut download = pod.run(|| Download::start(SPREAD.far(), id, LENGTH))??;
-            ensure!(download.read(1 << 20).is_ok(), "{id}\n{}", logs(&agents));
-            downloads.insert(id, download);
-        }
-        source.write_objects(&objects())?;
-        id += 16 + FLOWS;
-        wait_for("new flows to leave by the node that is back", || {
-            id += 16;
-            exchange_many(pod, SPREAD.far(), id..id + 16, 4, 64)?;
-            Ok((id..id + 16).any(|id| way(id).is_ok_and(|way| way == goes)))
-        })?;
-    }
     for (id, download) in downloads {
-        if ways.get(&id).is_none_or(|way| *way == stays) {
+        if ways[&id] == stays {
             let finished = download.finish();
             ensure!(finished.is_ok(), "{side:?}: {id}: {finished:?}\n{}", logs(&agents));
         }

@@ -14,7 +14,7 @@ impl Agent {
         if self.config.allocator.as_ref() != Some(&self.identity.name) {
             return;
         }
-        let health = self.offline();
+        let health = self.health_of_nodes();
         if self.dealt_out.as_ref() == Some(&health) {
             return;
         }

@@ -73,7 +73,7 @@ impl Agent {
             assign: false,
             flows: ovs.is_some(),
         };
-        let question = Question { facts, health: self.offline(), mode };
+        let question = Question { facts, health: self.health_of_nodes(), mode };
         self.plans.answer(&self.objects, question)
     }
 }

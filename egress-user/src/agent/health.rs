@@ -1,5 +1,5 @@
 //! The other nodes: whom this one watches, what is made of it, and what is told.
-use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+use std::{net::Ipv4Addr, time::SystemTime};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub struct NodeHealth {
     pub state: String,
     /// Of being online or not.
     pub since: String,
+    /// It is or was offline or drained.
+    #[serde(default)]
+    pub left: bool,
     /// By the probe: `answers`, `silent`, `unknown` (has never answered), `stopped`, `not asked`.
     pub probe: String,
     /// By TCP port 9 of its gateway: the same.
@@ -60,6 +63,10 @@ pub fn targets(config: &AgentConfig, objects: &Objects, identity: &Identity) -> 
         nodes: watched(objects, identity)
             .map(|node| (node.host_ip, gateway_of(node.subnet)))
             .collect(),
+        draining: watched(objects, identity)
+            .filter(|node| node.draining)
+            .map(|node| node.host_ip)
+            .collect(),
     }
 }
 
@@ -75,10 +82,14 @@ impl Agent {
     }
 
     /// What the planner is told of the other nodes.
-    pub(super) fn offline(&self) -> Health {
+    pub(super) fn health_of_nodes(&self) -> Health {
         let findings = self.health.findings();
         let offline = findings.iter().filter(|(_, (known, _))| known.offline);
-        Health { offline: offline.map(|(node, _)| *node).collect() }
+        let left = findings.iter().filter(|(_, (known, _))| known.left);
+        Health {
+            offline: offline.map(|(node, _)| *node).collect(),
+            left: left.map(|(node, _)| *node).collect(),
+        }
     }
 
     /// The watched nodes, by name.
@@ -94,6 +105,7 @@ impl Agent {
                 }
                 .to_owned(),
                 since: text(since),
+                left: known.left,
                 probe: if known.stopped { "stopped" } else { word(known.probe) }.to_owned(),
                 gateway: word(known.gateway).to_owned(),
             })
@@ -179,20 +191,22 @@ fn text(time: SystemTime) -> String {
     Timestamp::try_from(time).map(|time| format!("{time:.0}")).unwrap_or_default()
 }
 
-/// What a predecessor found: who was offline is so until it answers.
+/// What a predecessor found: who was offline is so until it answers, and who has left stays
+/// known for it.
 pub fn before(nodes: &[NodeHealth]) -> Findings {
-    let offline = nodes.iter().filter(|node| node.state != "online");
-    let known = Known {
-        offline: true,
+    let known = |node: &NodeHealth| Known {
+        offline: node.state != "online",
         returning: false,
+        left: node.left,
         stopped: false,
         probe: Voice::NotAsked,
         gateway: Voice::NotAsked,
     };
     let since = |node: &NodeHealth| node.since.parse::<Timestamp>().map(SystemTime::from);
-    offline
-        .map(|node| (node.ip, (known, since(node).unwrap_or_else(|_| SystemTime::now()))))
-        .collect::<BTreeMap<_, _>>()
+    let found = nodes
+        .iter()
+        .map(|node| (node.ip, (known(node), since(node).unwrap_or_else(|_| SystemTime::now()))));
+    found.filter(|(_, (known, _))| known.offline || known.left).collect()
 }
 
 #[cfg(test)]
@@ -200,19 +214,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_was_offline_is_so_for_the_next_agent_since_the_same_second() {
-        let node = |state: &str| NodeHealth {
+    fn what_was_found_of_a_node_holds_for_the_next_agent_since_the_same_second() {
+        let ip = Ipv4Addr::new(10, 0, 0, 2);
+        let node = |state: &str, left| NodeHealth {
             name: "a".into(),
-            ip: Ipv4Addr::new(10, 0, 0, 2),
+            ip,
             state: state.into(),
             since: "2026-01-02T03:04:05Z".into(),
+            left,
             probe: "silent".into(),
             gateway: "silent".into(),
         };
-        let found = before(&[node("returning")]);
-        let (known, since) = found[&Ipv4Addr::new(10, 0, 0, 2)];
-        assert!(known.offline);
-        assert_eq!(text(since), "2026-01-02T03:04:05Z");
-        assert!(before(&[node("online")]).is_empty());
+        for (state, offline, left) in
+            [("returning", true, false), ("offline", true, true), ("online", false, true)]
+        {
+            let (known, since) = before(&[node(state, left)])[&ip];
+            assert_eq!((known.offline, known.left), (offline, left), "{state}");
+            assert_eq!(text(since), "2026-01-02T03:04:05Z");
+        }
+        assert!(before(&[node("online", false)]).is_empty());
     }
 }

@@ -100,7 +100,7 @@ items:
             let plan = plan(
                 &input.objects,
                 &Facts::of(node),
-                &Health { offline },
+                &Health { offline, ..Health::default() },
                 &Previous::default(),
                 &Mode::default(),
             );

@@ -184,7 +184,7 @@ fn tenancy(vnid: u32, objects: &Objects, tenant: Option<&Tenant<'_>>, plan: &Pla
 
 fn here(tenant: &Tenant<'_>, plan: &Plan) -> Here {
     let register = format!("reg0={} ", plan::register(tenant.vnid));
-    let group = [tenant.vnid, plan::fresh_group(tenant.vnid)].map(|id| format!("group_id={id},"));
+    let group = [tenant.vnid, plan::group_of_new(tenant.vnid)].map(|id| format!("group_id={id},"));
     let of_tenant = |ip: &Ipv4Addr| tenant.wishes.iter().any(|wish| wish.ip == *ip);
     let flows = plan.flows.iter().filter(|flow| flow.contains(&register));
     let groups = plan.groups.iter().filter(|text| group.iter().any(|id| text.starts_with(id)));

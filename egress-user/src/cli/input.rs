@@ -80,7 +80,7 @@ impl Question {
         let node = node(args, &config, &objects)?;
         Ok(Self {
             facts: facts(node, &config),
-            health: Health { offline: offline(args, &objects)? },
+            health: Health { offline: offline(args, &objects)?, ..Health::default() },
             mode: Mode {
                 layout: args
                     .compat

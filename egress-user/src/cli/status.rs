@@ -334,7 +334,7 @@ fn write_nodes(out: &mut String, nodes: &[NodeHealth]) -> std::fmt::Result {
         "\n{:<width$} {:<15} {:<9} {:<20} {:<10} GATEWAY",
         "NODE", "ADDRESS", "STATE", "SINCE", "PROBE"
     )?;
-    for NodeHealth { name, ip, state, since, probe, gateway } in nodes {
+    for NodeHealth { name, ip, state, since, probe, gateway, left: _ } in nodes {
         let ip = ip.to_string();
         writeln!(out, "{name:<width$} {ip:<15} {state:<9} {since:<20} {probe:<10} {gateway}")?;
     }

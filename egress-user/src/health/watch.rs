@@ -5,7 +5,7 @@
 //! is asked again in each of the others. At its end it is judged ([`super::Peer`]). What waits in the
 //! socket is heard before that: after a pause of this process nobody is judged by what it slept over.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, RandomState},
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -45,6 +45,8 @@ pub struct Targets {
     pub patience: Patience,
     /// The addresses of nodes, and of their SDN gateways.
     pub nodes: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// Those of them that are drained.
+    pub draining: BTreeSet<Ipv4Addr>,
 }
 
 /// What was found of each node, and since when it is so.
@@ -132,7 +134,7 @@ impl Asking {
         let now = targets.borrow_and_update().clone();
         let watched: BTreeMap<_, _> = before
             .into_iter()
-            .map(|(node, (known, since))| (node, Watched::new(known.offline, since)))
+            .map(|(node, (known, since))| (node, Watched::new(known.offline, known.left, since)))
             .collect();
         let (socket, tries) = (None, JoinSet::new());
         let chance = RandomState::new();
@@ -187,7 +189,11 @@ impl Asking {
         let Self { watched, now, .. } = self;
         watched.retain(|node, _| now.nodes.contains_key(node) && !now.interval.is_zero());
         for node in now.nodes.keys().filter(|_| !now.interval.is_zero()) {
-            watched.entry(*node).or_insert_with(|| Watched::new(false, SystemTime::now()));
+            let new = || Watched::new(false, false, SystemTime::now());
+            let watched = watched.entry(*node).or_insert_with(new);
+            if now.draining.contains(node) {
+                watched.peer.drain();
+            }
         }
     }
 
@@ -313,9 +319,9 @@ impl Asking {
 }
 
 impl Watched {
-    fn new(offline: bool, since: SystemTime) -> Self {
+    fn new(offline: bool, left: bool, since: SystemTime) -> Self {
         Self {
-            peer: Peer::new(offline),
+            peer: Peer::new(offline, left),
             since,
             nonces: Vec::with_capacity(REMEMBERED),
             turn: NOT_ASKED,

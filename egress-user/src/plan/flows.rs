@@ -4,27 +4,40 @@
 //! apart from the buckets: those are in the original's own words, joined by `bucket=` without a
 //! comma, which ovs-ofctl takes, and with ports by name unless the bridge told their numbers.
 //!
-//! Beyond the original: while a node is drained, a VNID that has others too gets a second group in
-//! the new layout, without that node. New connections take it and are known by their conntrack mark
-//! from then on; those that are established go where they went. So a flow that nobody answers counts
-//! as new. The old layout tracks no connections and uses one egress IP: there nothing changes before
-//! the address itself moves.
+//! Beyond the original: once some of a VNID's nodes was drained or offline, connections stay where they
+//! are. The address of its node is a connection's conntrack mark then, and it goes there as long as that
+//! node is online. What has no mark yet goes through one of two groups. New connections go to the nodes
+//! that are neither offline nor drained. Those that were established before go through the group that
+//! they came from, with a bucket for each of its nodes: so only an offline node's share is dealt out
+//! anew, among the others. A flow without a mark that nobody answers counts as new. The old layout tracks
+//! no connections and uses one egress IP: there nothing changes.
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use egress_common::mark::{Layout, mark};
 
-use super::{Facts, Mode, Tenant};
+use super::{Facts, Health, Mode, Tenant};
+
+/// Where connections are marked with their node; a table of its own, since of a bucket's actions Open
+/// vSwitch executes one of `ct` and `output`. OpenShift has no table of this number, nor of the next.
+const MARKING_TABLE: u8 = 102;
+/// Where an offline node's bucket leads: a bucket that named a group would make a chain of groups.
+const OFFLINE_TABLE: u8 = 103;
 
 /// Flows and groups, each sorted as text.
-pub fn texts(tenants: &[Tenant<'_>], facts: &Facts, mode: &Mode) -> (Vec<String>, Vec<String>) {
+pub fn texts(
+    tenants: &[Tenant<'_>],
+    facts: &Facts,
+    health: &Health,
+    mode: &Mode,
+) -> (Vec<String>, Vec<String>) {
     let mut flows = Vec::new();
     let mut groups = Vec::new();
     for tenant in tenants {
-        let way = Way::of(tenant, facts, mode.layout);
+        let way = Way::of(tenant, facts, health, mode.layout);
         match mode.layout {
             Layout::Old => flows.push(old_flow(tenant.vnid, &way, facts, mode)),
             Layout::New => {
-                flows.extend(new_flows(tenant.vnid, &way));
+                flows.extend(new_flows(tenant.vnid, &way, facts));
                 groups.extend(self::groups(tenant.vnid, &way, facts, mode));
             }
         }
@@ -47,12 +60,19 @@ enum Way {
 /// Nodes by address, as numbers.
 struct Nodes {
     all: BTreeSet<Ipv4Addr>,
-    /// Those that new connections go to, if that is not all of them.
-    fresh: Option<BTreeSet<Ipv4Addr>>,
+    /// `None`: each takes its share of whatever there is, as the original has it.
+    sticky: Option<Sticky>,
+}
+
+/// What becomes of the connections that have no mark yet.
+struct Sticky {
+    /// With those that are offline.
+    hosts: BTreeSet<Ipv4Addr>,
+    new: BTreeSet<Ipv4Addr>,
 }
 
 impl Way {
-    fn of(tenant: &Tenant<'_>, facts: &Facts, layout: Layout) -> Self {
+    fn of(tenant: &Tenant<'_>, facts: &Facts, health: &Health, layout: Layout) -> Self {
         let used = tenant.used(layout);
         let nodes = || used.iter().filter_map(|wish| wish.node);
         if nodes().any(|node| facts.is_here(node)) {
@@ -62,10 +82,17 @@ impl Way {
         if all.is_empty() {
             return Self::Nowhere;
         }
-        let fresh: BTreeSet<Ipv4Addr> =
+        let mut new: BTreeSet<Ipv4Addr> =
             nodes().filter(|node| !node.draining).map(|node| node.host_ip).collect();
-        let fresh = Some(fresh).filter(|fresh| !fresh.is_empty() && *fresh != all);
-        Self::To(Nodes { all, fresh })
+        if new.is_empty() {
+            new.clone_from(&all);
+        }
+        let hosted = tenant.wishes.iter().filter(|wish| wish.is_hosted());
+        let hosts: BTreeSet<Ipv4Addr> =
+            hosted.filter_map(|wish| Some(wish.node?.host_ip)).collect();
+        let left = hosts.len() > 1 && hosts.iter().any(|node| health.left.contains(node));
+        let sticky = (new != all || left).then_some(Sticky { hosts, new });
+        Self::To(Nodes { all, sticky })
     }
 }
 
@@ -83,30 +110,49 @@ fn old_flow(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> String {
     }
 }
 
-fn new_flows(vnid: u32, way: &Way) -> Vec<String> {
-    let to_group = |priority: u16, also: &str, actions: &str, group: u32| {
+fn new_flows(vnid: u32, way: &Way, facts: &Facts) -> Vec<String> {
+    let flow = |priority: u16, also: &str, actions: &str| {
         let register = register(vnid);
-        format!(
-            "table=101,priority={priority},{also}ip,reg0={register} actions={actions}group:{group}"
-        )
+        format!("table=101,priority={priority},{also}ip,reg0={register} actions={actions}")
     };
     match way {
         Way::Nowhere => vec![drop_flow(101, vnid)],
-        Way::Here => vec![to_group(100, "", "", vnid)],
-        Way::To(Nodes { fresh: None, .. }) => vec![to_group(100, "", "ct(commit),", vnid)],
-        Way::To(Nodes { fresh: Some(_), .. }) => {
-            let begin = "ct(commit,exec(set_field:0x1->ct_mark)),";
-            vec![
-                to_group(100, "", "ct(commit),", vnid),
-                to_group(101, "ct_state=+new+trk,", begin, fresh_group(vnid)),
-                to_group(102, "ct_mark=0x1,", "ct(commit),", fresh_group(vnid)),
-            ]
+        Way::Here => vec![flow(100, "", &format!("group:{vnid}"))],
+        Way::To(Nodes { sticky: None, .. }) => {
+            vec![flow(100, "", &format!("ct(commit),group:{vnid}"))]
+        }
+        Way::To(Nodes { all, sticky: Some(Sticky { hosts, .. }) }) => {
+            let new = format!("group:{}", group_of_new(vnid));
+            let mut flows = vec![
+                flow(100, "", &format!("group:{vnid}")),
+                flow(101, "ct_state=+new+trk,", &new),
+                marking_flow(vnid, facts),
+            ];
+            flows.extend(all.iter().map(|node| {
+                let on = format!("ct_mark={:#x},", node.to_bits());
+                flow(102, &on, &format!("{},goto_table:{MARKING_TABLE}", to_node(*node)))
+            }));
+            if hosts != all {
+                let on = format!("table={OFFLINE_TABLE},priority=100,ip,reg0={}", register(vnid));
+                flows.push(format!("{on} actions={new}"));
+            }
+            flows
         }
     }
 }
 
-/// The number of a VNID's second group: above all VNIDs.
-pub fn fresh_group(vnid: u32) -> u32 {
+/// Marks a connection with the node that its packet is on its way to, and lets it go there.
+fn marking_flow(vnid: u32, facts: &Facts) -> String {
+    format!(
+        "table={MARKING_TABLE},priority=100,ip,reg0={} actions=\
+         ct(commit,exec(move:NXM_NX_TUN_IPV4_DST[]->NXM_NX_CT_MARK[])),output:{}",
+        register(vnid),
+        tunnel(facts)
+    )
+}
+
+/// The number of a VNID's second group, which is for new connections: above all VNIDs.
+pub fn group_of_new(vnid: u32) -> u32 {
     vnid | 1 << 24
 }
 
@@ -120,25 +166,35 @@ pub fn register(vnid: u32) -> String {
     if vnid == 0 { "0".into() } else { format!("{vnid:#x}") }
 }
 
+/// The tunnel's port as a group's bucket names it.
+fn tunnel(facts: &Facts) -> String {
+    facts.ovs_ports.map_or_else(|| "vxlan0".into(), |ports| ports.vxlan.to_string())
+}
+
 fn groups(vnid: u32, way: &Way, facts: &Facts, mode: &Mode) -> Vec<String> {
-    let (vxlan, gateway) = match facts.ovs_ports {
-        Some(ports) => (ports.vxlan.to_string(), ports.gateway.to_string()),
-        None => ("vxlan0".into(), "tun0".into()),
-    };
     let select = |id: u32, buckets: String| format!("group_id={id},type=select,{buckets}");
-    let to_nodes = |id: u32, nodes: &BTreeSet<Ipv4Addr>| {
-        let bucket = |node| format!("bucket=actions={},output:{vxlan}", to_node(node));
-        select(id, nodes.iter().copied().map(bucket).collect())
-    };
+    let bucket = |node: &Ipv4Addr, then: &str| format!("bucket=actions={},{then}", to_node(*node));
     match way {
         Way::Nowhere => Vec::new(),
         Way::Here => {
+            let gateway = facts.ovs_ports.map_or("tun0".into(), |ports| ports.gateway.to_string());
             let actions = to_gateway(vnid, facts, mode);
             vec![select(vnid, format!("bucket=actions={actions},output:{gateway}"))]
         }
-        Way::To(Nodes { all, fresh }) => {
-            let fresh = fresh.iter().map(|nodes| to_nodes(fresh_group(vnid), nodes));
-            [to_nodes(vnid, all)].into_iter().chain(fresh).collect()
+        Way::To(Nodes { all, sticky: None }) => {
+            let output = format!("output:{}", tunnel(facts));
+            vec![select(vnid, all.iter().map(|node| bucket(node, &output)).collect())]
+        }
+        Way::To(Nodes { all, sticky: Some(Sticky { hosts, new }) }) => {
+            let marked = |node: &Ipv4Addr| bucket(node, &format!("resubmit(,{MARKING_TABLE})"));
+            let host = |node: &Ipv4Addr| match all.contains(node) {
+                true => marked(node),
+                false => format!("bucket=actions=resubmit(,{OFFLINE_TABLE})"),
+            };
+            vec![
+                select(vnid, hosts.iter().map(host).collect()),
+                select(group_of_new(vnid), new.iter().map(marked).collect()),
+            ]
         }
     }
 }

@@ -109,7 +109,8 @@ egressIPs: [10.0.0.13]
 
         fn deal_out(&self, offline: &[u8]) -> Result<usize> {
             let offline = offline.iter().map(|number| Ipv4Addr::new(10, 0, 0, *number)).collect();
-            Ok(deal_out(std::slice::from_ref(&self.0), &Health { offline })?.len())
+            Ok(deal_out(std::slice::from_ref(&self.0), &Health { offline, ..Health::default() })?
+                .len())
         }
 
         /// Last bytes of the egress IPs by node.

@@ -94,6 +94,12 @@ impl Cluster {
         self
     }
 
+    /// It was offline or drained before.
+    pub fn left(mut self, host_ip: &str) -> Self {
+        self.health.left.insert(ip(host_ip));
+        self
+    }
+
     pub fn draining(self, node: &str) -> Self {
         self.annotate_node(node, json!({"egress/draining": "true"}))
     }

@@ -18,25 +18,30 @@ fn two_nodes(layout: egress_common::mark::Layout) -> Cluster {
 #[test]
 fn new_connections_go_elsewhere_and_established_ones_stay() {
     let plan = two_nodes(New).plan("c");
+    let to =
+        |node: &str| format!("move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],set_field:{node}->tun_dst");
+    let (a, b) = (to("10.0.0.1"), to("10.0.0.2"));
+    let marked =
+        |mark: &str| format!("table=101,priority=102,ct_mark={mark},ip,reg0=0x29 actions=");
     assert_eq!(
         plan.flows,
         [
-            "table=101,priority=100,ip,reg0=0x29 actions=ct(commit),group:41",
-            "table=101,priority=101,ct_state=+new+trk,ip,reg0=0x29 \
-             actions=ct(commit,exec(set_field:0x1->ct_mark)),group:16777257",
-            "table=101,priority=102,ct_mark=0x1,ip,reg0=0x29 actions=ct(commit),group:16777257",
+            "table=101,priority=100,ip,reg0=0x29 actions=group:41".to_owned(),
+            "table=101,priority=101,ct_state=+new+trk,ip,reg0=0x29 actions=group:16777257".into(),
+            format!("{}{a},goto_table:102", marked("0xa000001")),
+            format!("{}{b},goto_table:102", marked("0xa000002")),
+            "table=102,priority=100,ip,reg0=0x29 actions=\
+             ct(commit,exec(move:NXM_NX_TUN_IPV4_DST[]->NXM_NX_CT_MARK[])),output:vxlan0"
+                .into(),
         ]
     );
-    let to = |node: &str| {
-        format!(
-            "bucket=actions=move:NXM_NX_REG0[]->NXM_NX_TUN_ID[0..31],\
-             set_field:{node}->tun_dst,output:vxlan0"
-        )
-    };
-    let (a, b) = (to("10.0.0.1"), to("10.0.0.2"));
+    let (a, b) = (a + ",resubmit(,102)", b + ",resubmit(,102)");
     assert_eq!(
         plan.groups,
-        [format!("group_id=16777257,type=select,{a}"), format!("group_id=41,type=select,{a}{b}")]
+        [
+            format!("group_id=16777257,type=select,bucket=actions={a}"),
+            format!("group_id=41,type=select,bucket=actions={a}bucket=actions={b}")
+        ]
     );
     assert_eq!(plan.policy(41).egress_ips, A_AND_B.map(ip));
 }

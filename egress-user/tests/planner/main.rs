@@ -16,4 +16,6 @@ mod properties;
 #[cfg(test)]
 mod size;
 #[cfg(test)]
+mod sticky;
+#[cfg(test)]
 mod stories;

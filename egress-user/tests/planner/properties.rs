@@ -89,12 +89,14 @@ fn case() -> impl Strategy<Value = Case> {
     let nodes = (0..NODES.len()).map(host_subnet).collect::<Vec<_>>();
     let namespaces = (0..5).map(net_namespace).collect::<Vec<_>>();
     let offline = subsequence(vec![1u8, 2, 3, 4], 0..3);
+    let left = subsequence(vec![1u8, 2, 3, 4], 0..4);
     let conflicts = subsequence(&IPS[..8], 0..2);
-    (nodes, namespaces, offline, conflicts, any::<(bool, bool)>()).prop_map(
-        |(nodes, namespaces, offline, conflicts, (old, assign))| Case {
+    (nodes, namespaces, offline, left, conflicts, any::<(bool, bool)>()).prop_map(
+        |(nodes, namespaces, offline, left, conflicts, (old, assign))| Case {
             documents: nodes.into_iter().chain(namespaces).collect(),
             health: Health {
                 offline: offline.into_iter().map(|byte| Ipv4Addr::new(10, 0, 0, byte)).collect(),
+                left: left.into_iter().map(|byte| Ipv4Addr::new(10, 0, 0, byte)).collect(),
             },
             conflicts: conflicts.into_iter().map(|ip| ip.parse().unwrap()).collect(),
             mode: Mode {
@@ -146,14 +148,19 @@ proptest! {
             let plan = case.plan(node);
             let policies: BTreeSet<u32> = plan.policies.iter().map(|policy| policy.vnid).collect();
             prop_assert_eq!(&policies, &asking, "a policy for each");
-            prop_assert_eq!(plan.flows.len(), asking.len(), "one flow for each, no others");
+            let for_all = |flow: &&String| {
+                flow.contains(",priority=100,") && !flow.starts_with("table=102,")
+                    && !flow.starts_with("table=103,")
+            };
+            prop_assert_eq!(plan.flows.iter().filter(for_all).count(), asking.len(), "one flow for each, no others");
             for policy in &plan.policies {
                 let register = format!("reg0={} ", register(policy.vnid));
                 let flows: Vec<&String> =
                     plan.flows.iter().filter(|flow| flow.contains(&register)).collect();
-                prop_assert_eq!(flows.len(), 1);
-                prop_assert!(!flows[0].contains("output:2"));
+                prop_assert!(flows[0].contains(",priority=100,"));
+                prop_assert!(flows.iter().all(|flow| !flow.contains("output:2")));
                 let drops = flows[0].ends_with("actions=drop");
+                prop_assert!(flows.len() == 1 || !drops && !case.health.left.is_empty());
                 prop_assert_eq!(drops, policy.action == Action::Drop);
                 prop_assert_eq!(drops, policy.egress_ips.is_empty());
             }
