@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use egress_tests::{
-    gateway::Gateway,
     netns::wait_until,
+    on_every_data_path,
     report::{Protocol, Witness},
-    rig::{Rig, topology::VXLAN_PORT},
+    rig::{DataPath, topology::VXLAN_PORT},
     traffic::{
         Capture, PATIENCE, TcpServer, UdpServer, exchange_many, ping, tcp_exchange, udp_exchange,
     },
@@ -26,67 +26,6 @@ const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 7000);
 
 /// The id of an exchange, as it is on the wire.
 const ONE: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
-
-/// Where the agent translates.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum DataPath {
-    Tc,
-    /// VXLAN by the kernel's device.
-    Tunnel,
-    /// Behind the node's own forwarding.
-    Stack,
-    /// With whole frames, as a wire carries them.
-    Xdp,
-    /// With frames of a stack on this machine, which has left their checksums for later.
-    XdpUnfinished,
-}
-
-impl DataPath {
-    fn rig(self) -> Result<Rig> {
-        let rig = Rig::up()?;
-        if matches!(self, Self::Xdp | Self::XdpUnfinished) {
-            rig.take_xdp_frames()?;
-        }
-        if self == Self::Xdp {
-            rig.send_whole_frames()?;
-        }
-        Ok(rig)
-    }
-
-    fn gateway(self, rig: &Rig) -> Result<Gateway<'_>> {
-        Gateway::start_on(
-            rig,
-            match self {
-                Self::Tc => "tc",
-                Self::Tunnel => "tunnel",
-                Self::Stack => "stack",
-                Self::Xdp | Self::XdpUnfinished => "xdp",
-            },
-        )
-    }
-}
-
-/// Makes a test of each story on each data path.
-macro_rules! on_every_data_path {
-    ($($story:ident)*) => {
-        on_every_data_path!(tc DataPath::Tc; $($story)*);
-        on_every_data_path!(tunnel DataPath::Tunnel; $($story)*);
-        on_every_data_path!(stack DataPath::Stack; $($story)*);
-        on_every_data_path!(xdp DataPath::Xdp; $($story)*);
-        on_every_data_path!(xdp_unfinished DataPath::XdpUnfinished; $($story)*);
-    };
-    ($module:ident $path:expr; $($story:ident)*) => {
-        mod $module {
-            use super::*;
-
-            $(#[test]
-            #[ignore = "needs root"]
-            fn $story() -> Result<()> {
-                super::$story($path)
-            })*
-        }
-    };
-}
 
 on_every_data_path! {
     every_pod_is_seen_with_the_egress_ip_of_its_namespace

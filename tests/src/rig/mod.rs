@@ -10,6 +10,7 @@
 //! to an egress IP. Everything is in namespaces whose names start with the rig's prefix; nothing
 //! outside them is touched, and removing them removes all of it.
 
+mod data_path;
 mod description;
 mod nodes;
 pub mod objects;
@@ -26,6 +27,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+pub use data_path::DataPath;
 pub use description::Description;
 use topology::{Node, Outside, Pod};
 

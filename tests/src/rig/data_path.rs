@@ -1,0 +1,75 @@
+//! The data paths that a story is told on: how the rig is made ready for each, and a test of each.
+
+use anyhow::Result;
+
+use super::Rig;
+use crate::gateway::Gateway;
+
+/// Where the agent translates.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DataPath {
+    Tc,
+    /// VXLAN by the kernel's device.
+    Tunnel,
+    /// Behind the node's own forwarding.
+    Stack,
+    /// With whole frames, as a wire carries them.
+    Xdp,
+    /// With frames of a stack on this machine, which has left their checksums for later.
+    XdpUnfinished,
+}
+
+impl DataPath {
+    /// A rig whose frames are what this path takes.
+    pub fn rig(self) -> Result<Rig> {
+        let rig = Rig::up()?;
+        if matches!(self, Self::Xdp | Self::XdpUnfinished) {
+            rig.take_xdp_frames()?;
+        }
+        if self == Self::Xdp {
+            rig.send_whole_frames()?;
+        }
+        Ok(rig)
+    }
+
+    /// The agent on the rig's egress node, ready, with this path in force.
+    pub fn gateway(self, rig: &Rig) -> Result<Gateway<'_>> {
+        Gateway::start_on(
+            rig,
+            match self {
+                Self::Tc => "tc",
+                Self::Tunnel => "tunnel",
+                Self::Stack => "stack",
+                Self::Xdp | Self::XdpUnfinished => "xdp",
+            },
+        )
+    }
+}
+
+/// Makes a test of each story, a function of a [`DataPath`], on each data path.
+#[macro_export]
+macro_rules! on_every_data_path {
+    ($($story:ident)*) => {
+        $crate::on_data_paths! {
+            tc Tc, tunnel Tunnel, stack Stack, xdp Xdp, xdp_unfinished XdpUnfinished:
+            { $($story)* }
+        }
+    };
+}
+
+/// As [`on_every_data_path`], on some: each is named with the module of its tests.
+#[macro_export]
+macro_rules! on_data_paths {
+    ($($module:ident $path:ident),+: $stories:tt) => {
+        $($crate::on_data_paths! { @one $module $path $stories })+
+    };
+    (@one $module:ident $path:ident { $($story:ident)* }) => {
+        mod $module {
+            $(#[test]
+            #[ignore = "needs root"]
+            fn $story() -> anyhow::Result<()> {
+                super::$story($crate::rig::DataPath::$path)
+            })*
+        }
+    };
+}
