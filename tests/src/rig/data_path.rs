@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::Rig;
-use crate::gateway::Gateway;
+use super::{Rig, topology::Pod, whole_frames};
+use crate::{gateway::Gateway, netns::Netns};
 
 /// Where the agent translates.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,6 +30,15 @@ impl DataPath {
             rig.send_whole_frames()?;
         }
         Ok(rig)
+    }
+
+    /// As [`Rig::start_pod`], with frames that this path takes.
+    pub fn start_pod(self, rig: &Rig, pod: &Pod) -> Result<Netns> {
+        let netns = rig.start_pod(pod)?;
+        if self == Self::Xdp {
+            whole_frames(&netns)?;
+        }
+        Ok(netns)
     }
 
     /// The agent on the rig's egress node, ready, with this path in force.

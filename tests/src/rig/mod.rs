@@ -144,9 +144,24 @@ impl Rig {
     pub fn send_whole_frames(&self) -> Result<()> {
         let pods = self.pods.iter().map(|pod| &pod.name);
         for name in pods.chain(self.outside.iter().map(|host| &host.name)) {
-            self.netns(name).exec("ethtool -K eth0 tx off tso off gso off")?;
+            whole_frames(self.netns(name))?;
         }
         Ok(())
+    }
+
+    /// Ends a pod as a node does: its device is gone, and nobody is told of its flows.
+    pub fn end_pod(&self, pod: &Pod) -> Result<()> {
+        self.netns(&pod.node).ip(&format!("link del {}\n", pod.name))
+    }
+
+    /// Starts one more pod on the source node, of a VNID that has a pod there: at an address of its
+    /// own, or of a pod that has ended. It lives as long as the namespace returned.
+    pub fn start_pod(&self, pod: &Pod) -> Result<Netns> {
+        let netns = Netns::create(&format!("{}{}", self.prefix, pod.name))?;
+        let [source, egress] = [&self.source, &self.egress];
+        nodes::source_pod(pod, &netns, &[source, egress], self.netns(&source.name), &self.pods)?;
+        self.netns(&egress.name).ip(&nodes::way_to_pod(egress, source, pod))?;
+        Ok(netns)
     }
 
     /// Counts what leaves the egress node's uplink untranslated, without losing a packet.
@@ -247,6 +262,10 @@ impl Drop for Rig {
             assert!(complaints.is_empty(), "the kernel says: {complaints:?}");
         }
     }
+}
+
+fn whole_frames(netns: &Netns) -> Result<()> {
+    netns.exec("ethtool -K eth0 tx off tso off gso off").map(drop)
 }
 
 /// Removes the rig of a prefix with all processes in it. Returns what was removed; none is no error.

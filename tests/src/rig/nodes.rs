@@ -173,7 +173,7 @@ fn source_bridge(pod: &Pod) -> String {
 
 /// The tunnel device, the gateway device and the flows of the egress node.
 pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result<()> {
-    let Node { ip, gateway, gateway_mac, .. } = node;
+    let Node { gateway, gateway_mac, .. } = node;
     // The device has the attributes Open vSwitch gives it.
     let mut batch = format!(
         "link add {BRIDGE} mtu {POD_MTU} type bridge mcast_snooping 0\n\
@@ -189,16 +189,7 @@ pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result
          route add {CLUSTER_NETWORK} dev {GATEWAY}\n"
     );
     for pod in pods.iter().filter(|pod| pod.node == source.name) {
-        writeln!(
-            batch,
-            "route add {}/32 encap ip id {} src {ip} dst {} dev {TUNNEL} src {gateway} mtu {POD_MTU}\n\
-             neigh add {} lladdr {} dev {TUNNEL} nud permanent",
-            pod.ip,
-            pod.vnid,
-            source.ip,
-            pod.ip,
-            pod.mac()
-        )?;
+        batch.push_str(&way_to_pod(node, source, pod));
     }
     netns.ip(&batch)?;
     // The bridge is no host: without this the kernel answers on it for the gateway's address, and
@@ -217,6 +208,20 @@ pub fn egress(node: &Node, netns: &Netns, source: &Node, pods: &[Pod]) -> Result
     ))
 }
 
+/// The egress node's way to a pod of the source node, in place of any other to its address.
+pub fn way_to_pod(node: &Node, source: &Node, pod: &Pod) -> String {
+    format!(
+        "route replace {pod_ip}/32 encap ip id {} src {} dst {} dev {TUNNEL} src {} mtu {POD_MTU}\n\
+         neigh replace {pod_ip} lladdr {} dev {TUNNEL} nud permanent\n",
+        pod.vnid,
+        node.ip,
+        source.ip,
+        node.gateway,
+        pod.mac(),
+        pod_ip = pod.ip
+    )
+}
+
 /// Connects a pod to the source node, the first of all `nodes`.
 pub fn source_pod(
     pod: &Pod,
@@ -227,13 +232,14 @@ pub fn source_pod(
 ) -> Result<()> {
     let [node, ..] = nodes else { bail!("{} has no node", pod.name) };
     connect_pod(pod, netns, node, on, &source_bridge(pod))?;
-    // Open vSwitch answers for the gateways and for pods of other nodes; here nobody would.
+    // Open vSwitch answers for the gateways and for pods of other nodes; here nobody would. Who gets
+    // packets at once may have asked already.
     let mut batch = format!("route add {CLUSTER_NETWORK} dev eth0\n");
     for Node { gateway, gateway_mac, .. } in nodes {
-        writeln!(batch, "neigh add {gateway} lladdr {gateway_mac} dev eth0 nud permanent")?;
+        writeln!(batch, "neigh replace {gateway} lladdr {gateway_mac} dev eth0 nud permanent")?;
     }
     for peer in all.iter().filter(|peer| peer.vnid == pod.vnid && peer.node != pod.node) {
-        writeln!(batch, "neigh add {} lladdr {} dev eth0 nud permanent", peer.ip, peer.mac())?;
+        writeln!(batch, "neigh replace {} lladdr {} dev eth0 nud permanent", peer.ip, peer.mac())?;
     }
     netns.ip(&batch)
 }
