@@ -9,6 +9,7 @@ mod icmp;
 mod long;
 mod pattern;
 mod raw;
+mod talk;
 mod tcp;
 mod udp;
 
@@ -18,6 +19,7 @@ pub use capture::{Capture, Packet};
 pub use icmp::ping;
 pub use long::{Long, LongServer, keep_asking};
 pub use raw::RawSocket;
+pub use talk::{Answer, Remote, Speaker, Word};
 pub use tcp::{Download, TcpServer, exchange_many, tcp_exchange};
 pub use udp::{UdpServer, udp_exchange};
 
