@@ -32,6 +32,18 @@ impl DataPath {
         Ok(rig)
     }
 
+    /// The counters of `egress status` that its packets show up in: out and back. Of unfinished frames
+    /// those that XDP leaves.
+    #[must_use]
+    pub fn counters(self) -> [&'static str; 2] {
+        match self {
+            Self::Tc | Self::XdpUnfinished => ["underlay", "reply_underlay"],
+            Self::Tunnel => ["tunnel", "reply_tunnel"],
+            Self::Stack => ["stack", "reply_stack"],
+            Self::Xdp => ["xdp", "reply_xdp"],
+        }
+    }
+
     /// As [`Rig::start_pod`], with frames that this path takes.
     pub fn start_pod(self, rig: &Rig, pod: &Pod) -> Result<Netns> {
         let netns = rig.start_pod(pod)?;
