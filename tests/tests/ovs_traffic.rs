@@ -1,14 +1,17 @@
 //! Packets through both nodes' real Open vSwitch, with and without our flows.
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use egress_tests::netns::wait_for;
-use egress_tests::ovs::plan::plans;
+use egress_tests::ovs::plan::{desired, plans};
 use egress_tests::ovs::{Node, OUTSIDE, OvsRig, Pod};
+use egress_tests::traffic::{Capture, Packet};
 use egress_user::ovs::Layout;
 use egress_user::reconcile::flows::{self, Desired};
 
@@ -92,6 +95,71 @@ async fn a_pods_packet_arrives_marked_on_the_egress_node_through_our_flows_only(
         send(normal, 5)?;
         wait_for("the normal packets", || Ok(seen(source)? == (5, 5)))?;
     }
+    Ok(())
+}
+
+/// Each the last byte of an address outside.
+const REMOTES: RangeInclusive<u8> = 1..=200;
+
+/// One datagram from the pod to each remote, and the VNI that it left the node with: what is not TCP goes
+/// by its addresses.
+fn ways(rig: &OvsRig, pod: &Pod) -> Result<BTreeMap<u8, u32>> {
+    let capture = Capture::start(&rig.switch, rig.source.site.name)?;
+    pod.netns.run(|| -> Result<()> {
+        let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+        for remote in REMOTES {
+            socket.send_to(b"hello", (Ipv4Addr::new(198, 51, 100, remote), 9))?;
+        }
+        Ok(())
+    })??;
+    // Behind the outer UDP header: VXLAN's, Ethernet's, and IP's, which ends with the remote.
+    let way = |packet: &Packet| {
+        let (vxlan, inner) = packet.payload.get(8..)?.split_first_chunk::<8>()?;
+        let [.., a, b, c, _] = *vxlan;
+        Some((*inner.get(33)?, u32::from_be_bytes([0, a, b, c])))
+    };
+    let mut ways = BTreeMap::new();
+    wait_for("all datagrams to leave the node", || {
+        ways = capture.packets().iter().filter_map(way).collect();
+        Ok(REMOTES.into_iter().all(|remote| ways.contains_key(&remote)))
+    })?;
+    Ok(ways)
+}
+
+/// What an offline node's bucket relies on: the switch chooses by the number of buckets.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn of_a_bucket_that_leads_elsewhere_only_the_share_moves() -> Result<()> {
+    let rig = OvsRig::start(Layout::New)?;
+    let pod = rig.source.pod("egress-test");
+    // All to one node, told apart by the VNI.
+    let to =
+        |vni: u32| format!("bucket=actions=set_field:{vni}->tun_id,set_field:10.0.0.2->tun_dst");
+    let [a, b, c] = [1, 2, 3].map(|vni| to(vni) + ",output:1");
+    let group =
+        |id: u32, buckets: &[&str]| format!("group_id={id},type=select,{}", buckets.join(","));
+    let flow = "table=101,priority=100,ip,reg0=0x6f7936,actions=group:7305526";
+    put_in_force(&rig.source, &desired(&[flow], &[&group(7_305_526, &[&a, &b, &c])])).await?;
+    let before = ways(&rig, pod)?;
+    for vni in 1..=3 {
+        let share = before.values().filter(|way| **way == vni).count();
+        ensure!(share > 20, "{share} of 200 by {vni}");
+    }
+    let elsewhere = "table=103,priority=100,ip,reg0=0x6f7936,actions=group:24082742";
+    let [all, others] = [
+        group(7_305_526, &[&a, "bucket=actions=resubmit(,103)", &c]),
+        group(24_082_742, &[&a, &c]),
+    ];
+    put_in_force(&rig.source, &desired(&[flow, elsewhere], &[&all, &others])).await?;
+    for (remote, way) in ways(&rig, pod)? {
+        ensure!(way != 2, "{remote} goes where nobody is");
+        let was = before[&remote];
+        ensure!(was == 2 || was == way, "{remote}: {was} and {way}");
+    }
+    // As the original has it, and why the bucket stays.
+    put_in_force(&rig.source, &desired(&[flow], &[&group(7_305_526, &[&a, &c])])).await?;
+    let dealt_out = ways(&rig, pod)?;
+    ensure!(dealt_out.iter().any(|(remote, way)| before[remote] != 2 && before[remote] != *way));
     Ok(())
 }
 
