@@ -11,7 +11,9 @@ use egress_common::bench::{EGRESS_BASE, POD_BASE, REMOTE_BASE, vnid};
 
 use super::{
     net::Netns,
-    rig::{MAC_NET_GW, MAC_TUNNEL, MAC_UP, NODE, NODE_PREFIX, ROUTER, SOURCE_NODE, dotted, mac},
+    rig::{
+        MAC_NET_GW, MAC_TUNNEL, MAC_UP, NODE, NODE_PREFIX, ROUTER, SOURCE_NODE, UPLINK, dotted, mac,
+    },
 };
 
 const MAC_POD: [u8; 6] = [0x0a, 0x58, 10, 130, 0, 0];
@@ -90,11 +92,17 @@ impl Ends {
         Ok(Self { pod, outside })
     }
 
-    /// Whether the sockets' interfaces leave checksums and segmentation for later.
-    pub fn offload(&self, on: bool) -> Result<()> {
+    /// Whether the sockets' interfaces leave checksums and segmentation for later, and whether the
+    /// uplink's two ends (`node`'s and `net`'s) hand each other whole packets. If not, the uplink is as a
+    /// network card is: what goes over it is segments, which GRO joins where they arrive. (A veth does so
+    /// only if its far end has no TSO.)
+    pub fn offload(&self, node: &Netns, net: &Netns, on: bool) -> Result<()> {
+        let state = if on { "on" } else { "off" };
         for netns in [&self.pod, &self.outside] {
-            let state = if on { "on" } else { "off" };
             netns.run(&["ethtool", "-K", "eth0", "tx", state, "tso", state, "gso", state])?;
+        }
+        for (netns, device) in [(node, UPLINK), (net, "net-up")] {
+            netns.run(&["ethtool", "-K", device, "tso", state])?;
         }
         Ok(())
     }

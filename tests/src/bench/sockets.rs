@@ -52,7 +52,7 @@ pub fn run(
     core: usize,
 ) -> Result<Sample> {
     let ends = rig.ends.as_ref().context("a rig without sockets")?;
-    ends.offload(workload.offload)?;
+    ends.offload(&rig.node, &rig.net, workload.offload)?;
     let ksoftirqd = Kthread::ksoftirqd(core)?;
     let (deferred, stolen) = (ksoftirqd.nanoseconds()?, steal(core)?);
     let (ready, started) = channel();
