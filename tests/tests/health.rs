@@ -161,7 +161,7 @@ impl Lasting<'_> {
 fn what_went_elsewhere_stays_there_when_a_node_returns_however_often() -> Result<()> {
     for side in SIDES {
         let rig = Trio::up(side)?;
-        let agents = agents(&rig, "health: {holdDown: 500ms}\n")?;
+        let agents = agents(&rig, "health: {interval: 400ms, holdDown: 500ms}\n")?;
         let server = TcpServer::start(rig.netns("far"), SPREAD.far())?;
         let [goes, stays] = [egress_ip(SPREAD, 0)?, egress_ip(SPREAD, 1)?];
         let is = |state: &str| {
