@@ -121,11 +121,11 @@ pub struct Known {
 }
 
 impl Peer {
-    /// A node not asked yet; `offline` and `left` are what a predecessor found.
-    pub fn new(offline: bool, left: bool) -> Self {
+    /// A node not asked yet; `offline` is what a predecessor found.
+    pub fn new(offline: bool) -> Self {
         Self {
             state: if offline { State::Offline } else { State::Online },
-            left: left || offline,
+            left: offline,
             stopped: false,
             probe: Way::default(),
             gateway: Way::default(),
@@ -133,8 +133,8 @@ impl Peer {
         }
     }
 
-    /// It is drained.
-    pub fn drain(&mut self) {
+    /// It is drained, or a predecessor knew that connections had to leave it.
+    pub fn leave(&mut self) {
         self.left = true;
     }
 

@@ -33,12 +33,12 @@ fn after(peer: &mut Peer, turns: impl IntoIterator<Item = Turn>) -> Vec<bool> {
 #[test]
 fn misses_that_are_not_one_after_the_other_do_not_add_up() {
     let turns = (0..3000).map(|nth| both(if nth % 3 == 0 { Answer } else { Nothing }));
-    assert!(after(&mut Peer::new(false, false), turns).iter().all(|offline| !offline));
+    assert!(after(&mut Peer::new(false), turns).iter().all(|offline| !offline));
 }
 
 #[test]
 fn the_third_miss_in_a_row_by_all_ways_is_offline() {
-    let mut peer = Peer::new(false, false);
+    let mut peer = Peer::new(false);
     let turns = [both(Answer), both(Nothing), both(Nothing), both(Nothing)];
     assert_eq!(after(&mut peer, turns), [false, false, false, true]);
     assert!(peer.known(&PATIENCE).left);
@@ -46,7 +46,7 @@ fn the_third_miss_in_a_row_by_all_ways_is_offline() {
 
 #[test]
 fn one_silent_way_is_told_and_is_no_dead_node() {
-    let mut peer = Peer::new(false, false);
+    let mut peer = Peer::new(false);
     let gateway_alone = Turn { probe: Nothing, gateway: Answer, stopped: false };
     let turns = [both(Answer)].into_iter().chain([gateway_alone; 100]);
     assert!(after(&mut peer, turns).iter().all(|offline| !offline));
@@ -56,7 +56,7 @@ fn one_silent_way_is_told_and_is_no_dead_node() {
 
 #[test]
 fn who_never_answers_a_probe_is_judged_by_its_gateway() {
-    let mut peer = Peer::new(false, false);
+    let mut peer = Peer::new(false);
     let foreign = |gateway| Turn { probe: Nothing, gateway, stopped: false };
     let turns = [foreign(Answer), foreign(NotAsked), foreign(NotAsked), foreign(NotAsked)];
     assert_eq!(after(&mut peer, turns), [false; 4]);
@@ -67,14 +67,14 @@ fn who_never_answers_a_probe_is_judged_by_its_gateway() {
 
 #[test]
 fn where_no_gateway_can_be_asked_the_probe_alone_decides() {
-    let mut peer = Peer::new(false, false);
+    let mut peer = Peer::new(false);
     let turns = [Answer, Nothing, Nothing, Nothing].map(probe);
     assert_eq!(after(&mut peer, turns), [false, false, false, true]);
 }
 
 #[test]
 fn who_says_that_it_has_stopped_is_offline_at_once_though_its_gateway_answers() {
-    let mut peer = Peer::new(false, false);
+    let mut peer = Peer::new(false);
     let stopped = Turn { stopped: true, ..both(Answer) };
     assert_eq!(after(&mut peer, [both(Answer), stopped]), [false, true]);
     // Silence afterwards is no return.
@@ -84,20 +84,20 @@ fn who_says_that_it_has_stopped_is_offline_at_once_though_its_gateway_answers() 
 
 #[test]
 fn a_node_that_answers_again_counts_after_the_hold_down_without_a_miss() {
-    let mut peer = Peer::new(true, false);
+    let mut peer = Peer::new(true);
     assert!(peer.known(&PATIENCE).offline, "what a predecessor found counts");
     let offline = after(&mut peer, [probe(Answer); 17]);
     assert_eq!(offline.iter().filter(|offline| **offline).count(), 15, "3 s are 15 turns");
     assert!(peer.known(&PATIENCE).left, "for good");
 
-    let mut peer = Peer::new(true, false);
+    let mut peer = Peer::new(true);
     let turns = (0..100).map(|nth| probe(if nth % 10 == 9 { Nothing } else { Answer }));
     assert!(after(&mut peer, turns).iter().all(|offline| *offline), "a miss begins it anew");
 }
 
 #[test]
 fn the_gateway_is_tried_rarely_while_all_is_well_and_every_turn_after_a_miss() {
-    let mut peer = Peer::new(false, false);
+    let mut peer = Peer::new(false);
     let start = Instant::now();
     assert!(peer.wants_gateway(start, &PATIENCE));
     peer.turn(both(Answer), start, &PATIENCE);
@@ -121,7 +121,7 @@ proptest! {
     /// in a row, and comes back only after the hold-down.
     #[test]
     fn nobody_is_condemned_in_haste_nor_pardoned(turns in turns()) {
-        let mut peer = Peer::new(false, false);
+        let mut peer = Peer::new(false);
         let start = Instant::now();
         let (mut probe_misses, mut gateway_misses, mut quiet) = (0, 0, 0);
         let (mut probe_asked, mut gateway_asked, mut stopped) = (false, false, false);

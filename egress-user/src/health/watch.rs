@@ -134,7 +134,13 @@ impl Asking {
         let now = targets.borrow_and_update().clone();
         let watched: BTreeMap<_, _> = before
             .into_iter()
-            .map(|(node, (known, since))| (node, Watched::new(known.offline, known.left, since)))
+            .map(|(node, (known, since))| {
+                let mut watched = Watched::new(known.offline, since);
+                if known.left {
+                    watched.peer.leave();
+                }
+                (node, watched)
+            })
             .collect();
         let (socket, tries) = (None, JoinSet::new());
         let chance = RandomState::new();
@@ -189,10 +195,10 @@ impl Asking {
         let Self { watched, now, .. } = self;
         watched.retain(|node, _| now.nodes.contains_key(node) && !now.interval.is_zero());
         for node in now.nodes.keys().filter(|_| !now.interval.is_zero()) {
-            let new = || Watched::new(false, false, SystemTime::now());
+            let new = || Watched::new(false, SystemTime::now());
             let watched = watched.entry(*node).or_insert_with(new);
             if now.draining.contains(node) {
-                watched.peer.drain();
+                watched.peer.leave();
             }
         }
     }
@@ -319,9 +325,9 @@ impl Asking {
 }
 
 impl Watched {
-    fn new(offline: bool, left: bool, since: SystemTime) -> Self {
+    fn new(offline: bool, since: SystemTime) -> Self {
         Self {
-            peer: Peer::new(offline, left),
+            peer: Peer::new(offline),
             since,
             nonces: Vec::with_capacity(REMEMBERED),
             turn: NOT_ASKED,
