@@ -27,7 +27,6 @@ use crate::{
         Ovs,
         watch::{Counts, Watch},
     },
-    plan::Health,
     reconcile::{
         announce::Schedule,
         flows::{self, follow::Follower},
@@ -82,7 +81,7 @@ struct Agent {
     objects: Objects,
     plans: Plans,
     /// As the allocator: which nodes were offline when the objects as they are were dealt out.
-    dealt_out: Option<Health>,
+    dealt_out: Option<BTreeSet<Ipv4Addr>>,
     /// Why the files as they are now cannot be taken over.
     unread: Option<Condition>,
     /// Changed settings that only a restart takes over.

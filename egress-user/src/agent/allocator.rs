@@ -15,7 +15,7 @@ impl Agent {
             return;
         }
         let health = self.health_of_nodes();
-        if self.dealt_out.as_ref() == Some(&health) {
+        if self.dealt_out.as_ref() == Some(&health.offline) {
             return;
         }
         // Of the others nobody is ever found offline.
@@ -31,7 +31,7 @@ impl Agent {
         match self.watched.deal_out(&health) {
             Ok(changes) => {
                 changes.iter().for_each(|change| info!("dealt out: {change}"));
-                self.dealt_out = Some(health);
+                self.dealt_out = Some(health.offline);
             }
             Err(error) => conditions.push(failed("Agent/allocator", &error)),
         }
